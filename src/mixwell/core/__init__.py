@@ -1,0 +1,1 @@
+"""The design itself: batches, draws, mixes, targets, pieces, recipes and turns. No method lives here."""

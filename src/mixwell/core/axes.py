@@ -1,0 +1,304 @@
+"""The six questions and what an answer looks like: pieces, what they need, and what they give.
+
+A piece holds settings and owned parameters. Per step it draws (`draw`, the only place with randomness) and then acts on
+what was drawn. Draws never depend on image sizes: they are uniforms, permutations, Betas or keys, so one drawing serves
+pixels and hidden maps alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from numpy.random import Generator
+from torch import Tensor, nn
+
+from mixwell.core.batch import Batch
+from mixwell.core.clock import Clock
+from mixwell.core.errors import ParameterError
+from mixwell.core.mix import Mix, Partners
+from mixwell.core.targets import Targets
+
+if TYPE_CHECKING:
+    from mixwell.probe import Anatomy, Outputs, Views, Want
+
+__all__ = [
+    "Blend",
+    "Criterion",
+    "Draws",
+    "Label",
+    "LossWrapper",
+    "Need",
+    "Pairing",
+    "Per",
+    "Piece",
+    "Place",
+    "Ratio",
+    "Scene",
+    "Slot",
+    "Step",
+    "Term",
+    "per_of",
+]
+
+Per = Literal["sample", "batch"]
+
+
+class Slot(StrEnum):
+    """Where a piece goes in a recipe. All hold at most one piece, but for `TERM`."""
+
+    PLACE = "place"
+    PAIRING = "pairing"
+    RATIO = "ratio"
+    BLEND = "blend"
+    LABEL = "label"
+    CRITERION = "criterion"
+    TERM = "term"
+    WRAPPER = "wrapper"
+
+    @property
+    def axis(self) -> str:
+        """The axis of the design that the slot belongs to."""
+        return "loss" if self in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER) else self.value
+
+
+class Need(Enum):
+    """What a piece may ask for; a blend lists in `gives` what its mixes have. The value completes "needs …"."""
+
+    MASKS = "masks that say which pixels each source shows"
+    PAIR = "mixes of exactly two sources"
+    SIMPLEX = "label shares that sum to 1"
+    OWN_ROW = "mixes that contain the image's own row"
+    DIFFERENTIABLE = "a blend that is differentiable in λ"
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Every random number of a step, by the piece that drew it."""
+
+    of: Mapping[nn.Module, Any] = field(default_factory=dict)
+
+    def __getitem__(self, piece: nn.Module) -> Any:
+        return self.of[piece]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a sample policy may look at while it mixes.
+
+    Attributes:
+        batch: the clean batch.
+        draws: every random number of the step.
+        views: lazy looks at the clean batch through the network; None where no network is at hand.
+        site: name of the hidden site where the mix happens, or None for the input.
+        clock: where in the training the step stands.
+    """
+
+    batch: Batch
+    draws: Draws = field(default_factory=Draws)
+    views: Views | None = None
+    site: str | None = None
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What labels and losses see: the scene, the finished mix, and what the training pass returned."""
+
+    scene: Scene
+    mix: Mix
+    outputs: Outputs
+
+    @property
+    def batch(self) -> Batch:
+        return self.scene.batch
+
+    @property
+    def draws(self) -> Draws:
+        return self.scene.draws
+
+
+class Piece(nn.Module):
+    """One answer to one question.
+
+    Attributes:
+        slot: where in a recipe it goes.
+        needs: what the blend's mixes must have for the piece to act.
+        network: whether it needs a network at all; without, it serves `Recipe.mix_batch`.
+        shared: whether its draws are the same on all ranks (decisions of which site or branch).
+    """
+
+    slot: ClassVar[Slot]
+    needs: frozenset[Need] = frozenset()
+    network: bool = False
+    shared: bool = False
+
+    def draw(self, rows: int, rng: Generator) -> Any:
+        """All random numbers of one step for a batch of `rows` images."""
+        return None
+
+    def wants(self) -> tuple[Want, ...]:
+        """What it must see of the training pass besides the logits."""
+        return ()
+
+    def views(self) -> tuple[Want, ...]:
+        """What it must see of a pass over the clean batch."""
+        return ()
+
+    def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
+        """Check what the network offers and build what the piece owns. Called once, by `Recipe.bind`.
+
+        Raises:
+            ModelError, SiteError: the network lacks what the piece needs.
+        """
+
+    def observe(self, step: Step) -> None:
+        """Remember something of a finished step."""
+
+    def after_step(self, net: nn.Module, clock: Clock) -> None:
+        """Called after the optimisers moved (EMA teachers)."""
+
+
+class Pairing(Piece):
+    """Who mixes with whom?"""
+
+    slot = Slot.PAIRING
+
+    def partners(self, draws: Any, scene: Scene) -> Partners:
+        """The partner rows of each row."""
+        raise NotImplementedError
+
+
+class Ratio(Piece):
+    """How much of each? λ weights the image's own row."""
+
+    slot = Slot.RATIO
+
+    def lam(self, draws: Any, scene: Scene) -> Float[Tensor, " #r"]:
+        """λ per row, or one for the batch with shape (1,).
+
+        Drawn ratios are fp64 on the CPU; learned ones live on the network's device.
+        """
+        raise NotImplementedError
+
+
+class Blend(Piece):
+    """How is the new sample made?
+
+    Attributes:
+        gives: what its mixes have.
+        partners: how many partners a row has; 0 for blends of one image.
+        takes_lam: whether the drawn λ matters.
+        hidden: whether it can act on hidden maps.
+        grid: whether it needs a pixel grid; without, it mixes any `(B, ...)` tensor.
+    """
+
+    slot = Slot.BLEND
+    gives: frozenset[Need] = frozenset()
+    partners: int = 1
+    takes_lam: bool = True
+    hidden: bool = True
+    grid: bool = True
+
+    def mix(
+        self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
+    ) -> Mix:
+        """Mix without further randomness; `images` are pixels or the map of the scene's site, and are not modified."""
+        raise NotImplementedError
+
+
+class Place(Piece):
+    """Where in the network?"""
+
+    slot = Slot.PLACE
+
+    def site(self, draws: Any) -> str | None:
+        """Name of the hidden site of this step, or None for the input."""
+        raise NotImplementedError
+
+    def sites_used(self) -> tuple[str, ...]:
+        """Names of all hidden sites that it may choose. Known once it is built."""
+        return ()
+
+
+class Label(Piece):
+    """What is the truth about it?"""
+
+    slot = Slot.LABEL
+
+    def targets(self, step: Step) -> Targets:
+        """The labels of the mixed rows."""
+        raise NotImplementedError
+
+
+class Criterion(Piece):
+    """What is minimised, per row.
+
+    Attributes:
+        smoothing: ε of label smoothing, applied to every source's label.
+        class_weights: (C,) weight of each class, or None.
+        smoothable, weightable: whether the rule has a meaning for them.
+    """
+
+    slot = Slot.CRITERION
+    smoothable: bool = True
+    weightable: bool = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smoothing = 0.0
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
+
+    def rows(self, logits: Float[Tensor, "r c"], targets: Targets) -> Float[Tensor, " r"]:
+        """The loss of each row, in fp32."""
+        raise NotImplementedError
+
+    def norms(self, targets: Targets) -> Float[Tensor, " r"] | None:
+        """What each row counts in the mean; None for 1 each."""
+        return None
+
+    def forward(self, logits: Float[Tensor, "r c"], targets: Targets, valid: Tensor | None = None) -> Float[Tensor, ""]:
+        """The mean loss over the valid rows."""
+        rows, norms = self.rows(logits, targets), self.norms(targets)
+        if valid is None and norms is None:
+            return rows.mean()
+        count = torch.ones_like(rows) if norms is None else norms
+        if valid is not None:
+            rows, count = torch.where(valid, rows, 0), torch.where(valid, count, 0)
+        return rows.sum() / count.sum().clamp_min(torch.finfo(count.dtype).tiny)
+
+
+class Term(Piece):
+    """A part added to the loss."""
+
+    slot = Slot.TERM
+
+    def value(self, step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
+        """The weighted part; parts about mixed classification use the recipe's `criterion`."""
+        raise NotImplementedError
+
+
+class LossWrapper(Piece):
+    """A change of the total loss."""
+
+    slot = Slot.WRAPPER
+
+    def wrap(self, total: Float[Tensor, ""], step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
+        """The new total."""
+        raise NotImplementedError
+
+
+def per_of(value: str) -> Per:
+    """`value` as "sample" or "batch".
+
+    Raises:
+        ParameterError: anything else.
+    """
+    if value in get_args(Per):
+        return cast(Per, value)
+    raise ParameterError(f"per must be 'sample' (one draw per pair) or 'batch' (one for all), got {value!r}.")

@@ -1,0 +1,227 @@
+"""From a recipe's text to one answer per axis: essential beats suggested, and what cannot act together is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
+from mixwell.core.axes import Blend, Need, Piece, Slot, Term
+from mixwell.core.errors import IncompatibleRecipe
+from mixwell.core.registry import Pieces, method_of
+
+__all__ = ["LOSS_SLOTS", "Chosen", "Option", "compose"]
+
+LOSS_SLOTS = frozenset({Slot.CRITERION, Slot.TERM, Slot.WRAPPER})
+
+
+@dataclass(eq=False)
+class Chosen:
+    """One answer per axis, the method that each came from, and which of them were asked for."""
+
+    pieces: dict[Slot, Piece] = field(default_factory=dict)
+    terms: list[Term] = field(default_factory=list)
+    owners: dict[Piece, str] = field(default_factory=dict)
+    essential: set[Piece] = field(default_factory=set)
+
+    def all(self) -> list[Piece]:
+        """Every piece, in the order in which a step meets them."""
+        return [*(self.pieces[slot] for slot in Slot if slot in self.pieces), *self.terms]
+
+
+@dataclass(eq=False)
+class Option:
+    """A probability and what happens with it."""
+
+    weight: float
+    chosen: Chosen
+
+
+@dataclass(eq=False)
+class _Part:
+    """One method of a sum."""
+
+    call: Call
+    pieces: Pieces
+    gated: bool
+
+    @property
+    def slug(self) -> str:
+        return self.call.slug
+
+
+def compose(node: Node) -> list[Option]:
+    """The options of a recipe with their probabilities; one option if nothing is switched.
+
+    Raises:
+        IncompatibleRecipe: pieces contradict each other or cannot act; says why and what would work.
+    """
+    if isinstance(node, Plain):
+        return [Option(1.0, Chosen())]
+    if isinstance(node, Switched):
+        return [
+            Option(weight * inner.weight, inner.chosen) for weight, option in node.options for inner in compose(option)
+        ]
+    terms = list(node.terms) if isinstance(node, Sum) else [node]
+    for place, term in enumerate(terms):
+        if isinstance(term, Switched):
+            rest = terms[:place] + terms[place + 1 :]
+            return [
+                Option(weight * inner.weight, inner.chosen)
+                for weight, option in term.options
+                for inner in (_unmixed(rest) if isinstance(option, Plain) else compose(_sum([option, *rest])))
+            ]
+    if any(isinstance(term, Plain) for term in terms):
+        others = " + ".join(str(term) for term in terms if not isinstance(term, Plain))
+        raise IncompatibleRecipe(f"'none' mixes nothing, so it cannot be added to {others}. Leave it out.")
+    return _gated([_part(term) for term in terms if isinstance(term, Call)])
+
+
+def _sum(terms: Iterable[Node]) -> Node:
+    flat = [part for term in terms for part in (term.terms if isinstance(term, Sum) else (term,))]
+    return Sum(tuple(flat))
+
+
+def _part(call: Call) -> _Part:
+    entry = method_of(call.slug)
+    given = dict(call.given)
+    return _Part(call, entry.build(**given), bool(entry.gate) and entry.gate in given)
+
+
+def _gated(parts: list[_Part]) -> list[Option]:
+    """A sum, and what happens on the batches where its method of a `prob` does not mix.
+
+    A gate that is only a method's default counts if that method also made the blend; one that was asked for always
+    counts.
+    """
+    chosen = _resolve(parts)
+    blend = chosen.pieces.get(Slot.BLEND)
+    maker = chosen.owners.get(blend) if blend is not None else None
+    gates = [part for part in parts if part.pieces.prob < 1 and (part.gated or part.slug == maker)]
+    if not gates:
+        return [Option(1.0, chosen)]
+    if len(gates) > 1:
+        raise IncompatibleRecipe(
+            f"{' and '.join(part.slug for part in gates)} each say on which share of the batches to mix, and only one "
+            "can. Give one of them, or write the switch out: '0.5*A | 0.5*B'."
+        )
+    (gate,) = gates
+    kept = [part.call for part in parts if part is not gate]
+    otherwise = _unmixed(kept) if gate.pieces.otherwise == "none" else _beside(kept, parse(gate.pieces.otherwise))
+    rest = [Option((1 - gate.pieces.prob) * option.weight, option.chosen) for option in otherwise]
+    return [Option(gate.pieces.prob, chosen), *rest]
+
+
+def _unmixed(terms: Iterable[Node]) -> list[Option]:
+    """Plain batches under what the terms say about the loss, as far as it can act on them."""
+    return [Option(1.0, _resolve([_loss_only(term) for term in terms if isinstance(term, Call)], lenient=True))]
+
+
+def _beside(terms: Iterable[Node], mixed: Node) -> list[Option]:
+    """Another sample policy under what the terms say about the loss, as far as it can act on it."""
+    calls = mixed.terms if isinstance(mixed, Sum) else (mixed,)
+    own = [_part(call) for call in calls if isinstance(call, Call)]
+    return [Option(1.0, _resolve([*own, *(_loss_only(t) for t in terms if isinstance(t, Call))], lenient=True))]
+
+
+def _loss_only(call: Call) -> _Part:
+    part = _part(call)
+    essential = tuple(piece for piece in part.pieces.essential if piece.slot in LOSS_SLOTS)
+    suggested = tuple(piece for piece in part.pieces.suggested if piece.slot in LOSS_SLOTS)
+    return _Part(call, Pieces(essential, suggested), False)
+
+
+def _resolve(parts: list[_Part], *, lenient: bool = False) -> Chosen:
+    """One answer per slot. `lenient`: pieces that cannot act are left out, on batches that a switch left plain."""
+    chosen = Chosen()
+    for part in parts:
+        for piece in part.pieces.essential:
+            _take_essential(chosen, piece, part.slug)
+    essential = chosen.all()
+    maker = chosen.owners.get(chosen.pieces[Slot.BLEND]) if Slot.BLEND in chosen.pieces else None
+    ordered = sorted(parts, key=lambda part: part.slug != maker)
+    offers = [(piece, part.slug) for part in ordered for piece in part.pieces.suggested]
+    _take_blend(chosen, offers, essential)
+    maker = chosen.owners.get(chosen.pieces[Slot.BLEND]) if Slot.BLEND in chosen.pieces else None
+    for piece, slug in sorted(offers, key=lambda offer: offer[1] != maker):
+        if piece.slot is not Slot.BLEND and piece.slot not in chosen.pieces and not _objection(piece, chosen):
+            chosen.pieces[piece.slot] = piece
+            chosen.owners[piece] = slug
+    for piece in essential:
+        objection = _objection(piece, chosen)
+        if objection and not lenient:
+            raise IncompatibleRecipe(f"{chosen.owners[piece]} {objection}")
+        if objection and isinstance(piece, Term):
+            chosen.terms.remove(piece)
+        elif objection:
+            del chosen.pieces[piece.slot]
+    return chosen
+
+
+def _take_essential(chosen: Chosen, piece: Piece, slug: str) -> None:
+    chosen.owners[piece] = slug
+    chosen.essential.add(piece)
+    if isinstance(piece, Term):
+        chosen.terms.append(piece)
+        return
+    if piece.slot in chosen.pieces:
+        other = chosen.owners[chosen.pieces[piece.slot]]
+        raise IncompatibleRecipe(
+            f"{other} and {slug} both decide the {piece.slot.value} ({type(chosen.pieces[piece.slot]).__name__}, "
+            f"{type(piece).__name__}), and a recipe has one. Take one of them, or switch per batch: "
+            f"'0.5*{other} | 0.5*{slug}'."
+        )
+    chosen.pieces[piece.slot] = piece
+
+
+def _take_blend(chosen: Chosen, offers: list[tuple[Piece, str]], essential: list[Piece]) -> None:
+    """The first suggested blend under which every essential piece can act; the first of all if there is none."""
+    blends = [(piece, slug) for piece, slug in offers if isinstance(piece, Blend)]
+    if Slot.BLEND in chosen.pieces or not blends:
+        return
+
+    def suits(blend: Piece) -> bool:
+        trial = Chosen({**chosen.pieces, Slot.BLEND: blend}, chosen.terms, chosen.owners)
+        return not any(_objection(piece, trial) for piece in essential)
+
+    piece, slug = next((offer for offer in blends if suits(offer[0])), blends[0])
+    chosen.pieces[Slot.BLEND] = piece
+    chosen.owners[piece] = slug
+
+
+def _objection(piece: Piece, chosen: Chosen) -> str:
+    """Why the piece cannot act beside the others, or ""."""
+    blend = chosen.pieces.get(Slot.BLEND)
+    if piece.slot is Slot.BLEND:
+        return ""
+    if not isinstance(blend, Blend):
+        if piece.slot in LOSS_SLOTS and not piece.needs:
+            return ""
+        return (
+            f"decides the {piece.slot.value}, but nothing in this recipe mixes images. Add a sample policy, such as "
+            f"mixup or cutmix."
+        )
+    name = chosen.owners.get(blend, type(blend).__name__)
+    if piece.slot is Slot.PAIRING and not blend.partners:
+        return (
+            f"decides who mixes with whom, but {name} mixes no two images. Take a blend of pairs, such as mixup or "
+            "cutmix."
+        )
+    if piece.slot is Slot.RATIO and not blend.takes_lam:
+        return f"decides λ, but {name} takes none. Take a blend with a λ, such as mixup or cutmix."
+    if piece.slot is Slot.PLACE and not blend.hidden:
+        return f"mixes hidden maps, but {name} works on pixels only. Take a blend such as mixup or cutmix."
+    missing = piece.needs - blend.gives
+    if missing:
+        return (
+            f"needs {' and '.join(sorted(need.value for need in missing))}, which {name} does not give. "
+            f"{_remedy(missing)}"
+        )
+    return ""
+
+
+def _remedy(missing: frozenset[Need]) -> str:
+    return {
+        Need.MASKS: "Take a blend that cuts or masks, such as cutmix.",
+        Need.DIFFERENTIABLE: "Take a blend that is smooth in λ, such as mixup.",
+    }.get(min(missing, key=lambda need: need.name), "Take a blend of two images, such as mixup or cutmix.")

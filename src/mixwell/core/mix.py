@@ -1,0 +1,107 @@
+"""Who mixes with whom, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from mixwell.core.targets import Targets
+
+__all__ = ["Mix", "Partners"]
+
+
+@dataclass(frozen=True, eq=False)
+class Partners:
+    """The rows that each row of a batch is mixed with.
+
+    Attributes:
+        index: (R, P) rows of the batch, on the images' device; P = 1 for pairs.
+        pool: the batch's labels, which the sources of a mix point into.
+    """
+
+    index: Int[Tensor, "r p"]
+    pool: Shaped[Tensor, "b ..."]
+
+    def of(self, x: Float[Tensor, "b ..."], which: int = 0) -> Float[Tensor, "r ..."]:
+        """Each row's partner in any tensor aligned with the batch (a gathered copy in the same memory layout)."""
+        if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            return x.permute(0, 2, 3, 1).index_select(0, self.index[:, which]).permute(0, 3, 1, 2)
+        return x.index_select(0, self.index[:, which])
+
+    @cached_property
+    def sources(self) -> Int[Tensor, "r k"]:
+        """(R, 1 + P): each row itself, then its partners."""
+        own = torch.arange(self.index.shape[0], device=self.index.device)[:, None]
+        return torch.cat((own, self.index), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """R mixed rows and what they are made of.
+
+    Attributes:
+        images: (R, ...) mixed rows, at the place where they were mixed (pixels or a hidden map).
+        sources: (R, K) rows of the pool.
+        weights: (R, K) label shares: λ weights the image's own row wherever there is one.
+        pool: (P, ...) labels.
+        apply: mixes any tensor aligned with the images, at any resolution that the method's rule allows, exactly as the
+            images were mixed.
+        lam: the drawn λ, before anything was realised; (R,) or (1,) if one was drawn for the batch.
+        area: (R,) realised share of the own row in pixels, for mask-like blends.
+        make_masks: builds `masks`; None for blends without masks.
+        valid: (R,) rows that may be trained on; None means all.
+    """
+
+    images: Float[Tensor, "r ..."]
+    sources: Int[Tensor, "r k"]
+    weights: Float[Tensor, "r k"]
+    pool: Shaped[Tensor, "p ..."]
+    apply: Callable[[Tensor], Tensor]
+    lam: Float[Tensor, " #r"] | None = None
+    area: Float[Tensor, " #r"] | None = None
+    make_masks: Callable[[], Float[Tensor, "#r k #h #w"]] | None = None
+    valid: Shaped[Tensor, " r"] | None = None
+
+    @classmethod
+    def of_pair(
+        cls,
+        images: Float[Tensor, "r ..."],
+        partners: Partners,
+        own: Float[Tensor, " #r"],
+        apply: Callable[[Tensor], Tensor],
+        **kept: Any,
+    ) -> Mix:
+        """A mix of each row with its partner, in which the row itself has label share `own`."""
+        own = own.to(images.device)
+        weights = torch.stack((own, 1 - own), 1).float().expand(images.shape[0], 2)
+        return cls(images, partners.sources, weights, partners.pool, apply, **kept)
+
+    @classmethod
+    def plain(cls, images: Float[Tensor, "b ..."], labels: Shaped[Tensor, "b ..."]) -> Mix:
+        """Nothing mixed: every row is itself with weight 1."""
+        targets = Targets.of(labels)
+        return cls(images, targets.sources, targets.weights, labels, lambda x: x)
+
+    def with_masks(self, make: Callable[[], Tensor]) -> Mix:
+        """The same mix, whose masks `make` builds when they are first asked for."""
+        return replace(self, make_masks=make)
+
+    @cached_property
+    def masks(self) -> Float[Tensor, "#r k #h #w"] | None:
+        """What each source contributes to each pixel, broadcastable to (R, K, H, W); None if the blend has no masks."""
+        return None if self.make_masks is None else self.make_masks()
+
+    def share(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "r ..."]:
+        """Mix what has no pixel grid (class tokens, embeddings): the sources' sum, weighted by the label shares."""
+        parts = x[self.sources]
+        return torch.einsum("rk,rk...->r...", self.weights.to(x.dtype), parts)
+
+    def targets(self, weights: Float[Tensor, "r k"] | None = None) -> Targets:
+        """The labels of the mix, with its own shares or with `weights`."""
+        return Targets(self.pool, self.sources, self.weights if weights is None else weights)

@@ -1,0 +1,67 @@
+"""The plain answers: the input, a random permutation, Beta(α, α), and the blend's own shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.random import Generator
+from torch import Tensor
+
+from mixwell.core.axes import Label, Need, Pairing, Per, Place, Ratio, Scene, Step, per_of
+from mixwell.core.errors import number_in
+from mixwell.core.mix import Partners
+from mixwell.core.targets import Targets
+
+__all__ = ["Beta", "Input", "Permutation", "Shares"]
+
+
+class Input(Place):
+    """Mix the images themselves."""
+
+    def site(self, draws: None) -> None:
+        return None
+
+
+class Permutation(Pairing):
+    """Mix the batch with a uniformly random permutation of itself; a row may meet itself."""
+
+    def draw(self, rows: int, rng: Generator) -> np.ndarray:
+        return rng.permutation(rows)
+
+    def partners(self, draws: np.ndarray, scene: Scene) -> Partners:
+        index = torch.from_numpy(draws).to(scene.batch.images.device, non_blocking=True)
+        return Partners(index[:, None], scene.batch.labels)
+
+
+class Beta(Ratio):
+    """λ ~ Beta(α, β), one per pair or one per batch.
+
+    Args:
+        alpha, beta: parameters > 0; β = α if not given.
+        per: "sample" or "batch".
+    """
+
+    def __init__(self, alpha: float, beta: float | None = None, per: Per = "sample") -> None:
+        super().__init__()
+        hint = "For plain training without mixing use the recipe 'none'."
+        self.alpha = number_in("alpha", alpha, 0, open_low=True, hint=hint)
+        self.beta = self.alpha if beta is None else number_in("beta", beta, 0, open_low=True, hint=hint)
+        self.per = per_of(per)
+
+    def draw(self, rows: int, rng: Generator) -> np.ndarray:
+        return rng.beta(self.alpha, self.beta, 1 if self.per == "batch" else rows)
+
+    def lam(self, draws: np.ndarray, scene: Scene) -> Float[Tensor, " #r"]:
+        return torch.from_numpy(draws)
+
+
+class Shares(Label):
+    """The label shares that the blend realised."""
+
+    def targets(self, step: Step) -> Targets:
+        return step.mix.targets()
+
+
+OF_A_PAIR = frozenset({Need.PAIR, Need.SIMPLEX, Need.OWN_ROW})
+"""What every blend of two images whose λ weights the image's own row gives."""

@@ -1,0 +1,501 @@
+"""Recipes: one answer per axis, ready to train with, and the three ways to use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from mixwell.core.algebra import Node, parse
+from mixwell.core.axes import (
+    Blend,
+    Criterion,
+    Draws,
+    Label,
+    LossWrapper,
+    Pairing,
+    Piece,
+    Place,
+    Ratio,
+    Scene,
+    Slot,
+    Step,
+    Term,
+)
+from mixwell.core.batch import Batch, Pixels
+from mixwell.core.check import Validate, check_images, check_labels, validate_of
+from mixwell.core.clock import Clock
+from mixwell.core.compose import LOSS_SLOTS, Chosen, compose
+from mixwell.core.criteria import BinaryCrossEntropy, PerSource, SoftCrossEntropy, criterion_of
+from mixwell.core.errors import BatchError, IncompatibleRecipe, MixwellError, OwnershipError, ParameterError, number_in
+from mixwell.core.mix import Mix
+from mixwell.core.plain import Beta, Input, Permutation, Shares
+from mixwell.core.rng import Streams
+from mixwell.core.targets import Targets
+from mixwell.core.turns import Turn
+from mixwell.probe import Outputs, Probe, Views, Want
+
+__all__ = ["Recipe", "create"]
+
+_PATIENCE = 25
+"""Steps in which an owned parameter may get gradients without moving (a gradient scaler skips its first ones)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Settings:
+    """What `create` was told besides the recipe."""
+
+    num_classes: int | None
+    criterion: Any
+    label_smoothing: float
+    class_weights: Tensor | None
+
+
+class _Option(nn.Module):
+    """One answer per axis: what a recipe does with a batch, once it has decided to."""
+
+    def __init__(self, chosen: Chosen, settings: _Settings, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = settings.num_classes
+        self.place = cast(Place, chosen.pieces.get(Slot.PLACE) or Input())
+        self.pairing = cast(Pairing, chosen.pieces.get(Slot.PAIRING) or Permutation())
+        self.ratio = cast(Ratio, chosen.pieces.get(Slot.RATIO) or Beta(1.0))
+        self.blend = cast(Blend | None, chosen.pieces.get(Slot.BLEND))
+        self.label = cast(Label, chosen.pieces.get(Slot.LABEL) or Shares())
+        self.criterion = _criterion(chosen, settings)
+        self.terms = nn.ModuleList(chosen.terms)
+        self.wrapper = cast(LossWrapper | None, chosen.pieces.get(Slot.WRAPPER))
+        self.owners = chosen.owners
+        self.beyond_images = sorted(
+            chosen.owners[piece] for piece in chosen.essential if piece.slot in LOSS_SLOTS or piece.network
+        )
+        self.clean_loss = (
+            self.criterion if isinstance(self.criterion, BinaryCrossEntropy | PerSource) else SoftCrossEntropy()
+        )
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Every piece that acts, in the order in which they draw."""
+        mixing = [] if self.blend is None else [self.place, self.pairing, self.ratio, self.blend, self.label]
+        loss = [self.criterion, *self.terms, *([] if self.wrapper is None else [self.wrapper])]
+        return [cast(Piece, piece) for piece in (*mixing, *loss)]
+
+    def draw(self, rows: int, streams: Streams, step: int) -> Draws:
+        """Every random number of one step."""
+        drawn: dict[nn.Module, Any] = {}
+        for place, piece in enumerate(self.pieces):
+            if type(piece).draw is not Piece.draw:
+                stream = streams.at(f"{self.name}/{piece.slot}/{place}", step, shared=piece.shared)
+                drawn[piece] = piece.draw(rows, stream)
+        return Draws(drawn)
+
+    def mix(self, images: Float[Tensor, "b ..."], scene: Scene) -> Mix:
+        """Mix pixels, or the map of the scene's site."""
+        if self.blend is None:
+            return Mix.plain(images, scene.batch.labels)
+        if self.blend.grid and images.ndim != 4:
+            raise BatchError(
+                f"{self.owners[self.blend]} cuts pixel grids: expected images (B, C, H, W), got {tuple(images.shape)}. "
+                "For other shapes take a recipe such as mixup."
+            )
+        draws = scene.draws.of
+        partners = self.pairing.partners(draws.get(self.pairing), scene)
+        lam = self.ratio.lam(draws.get(self.ratio), scene)
+        return self.blend.mix(images, partners, lam, draws.get(self.blend), scene)
+
+    def targets(self, step: Step) -> Targets:
+        """The labels of a finished step."""
+        return replace(self.label.targets(step), num_classes=self.num_classes)
+
+    def turns(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Iterator[Turn]:
+        """The turns of one step."""
+        step = self._run(probe, model, batch, draws, clock)
+        targets = self.targets(step)
+        total = self.criterion(step.outputs.logits, targets, step.mix.valid)
+        parts = {"criterion": total.detach()}
+        for term in self.terms:
+            value = cast(Term, term).value(step, targets, self.criterion)
+            parts[self.owners[cast(Term, term)]] = value.detach()
+            total = total + value
+        if self.wrapper is not None:
+            total = self.wrapper.wrap(total, step, targets, self.criterion)
+            parts["wrapped"] = total.detach()
+        yield Turn(total, "main", parts, step.outputs.logits.detach(), targets)
+        for piece in self.pieces:
+            piece.observe(step)
+
+    def _run(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Step:
+        wants = self.wants
+        views = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
+        site = None if self.blend is None else self.place.site(draws.of.get(self.place))
+        scene = Scene(batch, draws, views, site, clock)
+        if site is None:
+            mix = self.mix(batch.images, scene)
+            outputs = probe.run(mix.images, wants=wants, call=model)
+        else:
+            mixes: list[Mix] = []
+
+            def edit(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+                mixes.append(self.mix(hidden, scene))
+                return mixes[0].images, None if prefix is None else mixes[0].share(prefix)
+
+            outputs = probe.run(batch.images, wants=wants, edits={site: edit}, call=model)
+            if len(mixes) != 1:
+                raise IncompatibleRecipe(
+                    f"The network passed site {site!r} {len(mixes)} times in one forward pass; mixing there needs "
+                    "exactly one. Choose another site."
+                )
+            (mix,) = mixes
+        return Step(scene, mix, Outputs(outputs.logits, mix, outputs.seen))
+
+    @property
+    def wants(self) -> frozenset[Want]:
+        """What the pieces must see of the training pass."""
+        return frozenset(want for piece in self.pieces for want in piece.wants())
+
+    @property
+    def view_wants(self) -> frozenset[Want]:
+        """What the pieces must see of a pass over the clean batch."""
+        return frozenset(want for piece in self.pieces for want in piece.views())
+
+
+def _criterion(chosen: Chosen, settings: _Settings) -> Criterion:
+    """The method's own criterion, else the user's, else the suggested one, else cross-entropy."""
+    piece = chosen.pieces.get(Slot.CRITERION)
+    owner = "" if piece is None else chosen.owners[piece]
+    if piece in chosen.essential and settings.criterion is not None:
+        raise IncompatibleRecipe(
+            f"{owner} brings its own criterion ({type(piece).__name__}), so criterion={settings.criterion!r} cannot "
+            "act. Leave criterion out, or the method."
+        )
+    if settings.criterion is not None or piece is None:
+        criterion = criterion_of(settings.criterion or "cross_entropy")
+        owner = f"criterion={settings.criterion!r}"
+    else:
+        criterion = cast(Criterion, piece)
+    if settings.label_smoothing and not criterion.smoothable:
+        raise IncompatibleRecipe(
+            f"{owner}: label_smoothing has no meaning for {type(criterion).__name__}. Leave it out."
+        )
+    if settings.class_weights is not None and not criterion.weightable:
+        raise IncompatibleRecipe(
+            f"{owner}: class_weights have no meaning for {type(criterion).__name__}. Leave them out."
+        )
+    criterion.smoothing = settings.label_smoothing
+    criterion.class_weights = settings.class_weights
+    return criterion
+
+
+class Recipe(nn.Module):
+    """One answer per axis, ready to train with; made by `mixwell.create`.
+
+    Three ways to use it, all of which also take a `Batch` in place of images and labels:
+
+    - `recipe.mix_batch(images, labels)` gives mixed images and their `Targets`; for recipes that need no network. Also
+    a
+      `collate_fn`, and a transform in the manner of torchvision.
+    - `recipe(model, images, labels)` gives the loss of one step; for a training loop of one's own.
+    - `recipe.turns(model, images, labels)` gives the losses of a step that has several, each with the group to step.
+
+    `str(recipe)` is a text from which `create` makes the same recipe.
+    """
+
+    def __init__(
+        self, node: Node, settings: _Settings, *, seed: int = 0, pixels: Pixels | None = None, validate: str = "sampled"
+    ) -> None:
+        super().__init__()
+        self.node = node
+        self.num_classes = settings.num_classes
+        self.pixels = pixels
+        self.validate: Validate = validate_of(validate)
+        self.steps = 0
+        self._streams = Streams(seed)
+        self._probe: Probe | None = None
+        self._checked = False
+        self._strikes: dict[nn.Parameter, tuple[int, int]] = {}
+        found = compose(node)
+        self.weights = [option.weight for option in found]
+        self.options = nn.ModuleList(_Option(option.chosen, settings, str(i)) for i, option in enumerate(found))
+
+    def __str__(self) -> str:
+        return str(self.node)
+
+    def extra_repr(self) -> str:
+        return f"{self!s}, num_classes={self.num_classes}, seed={self._streams.seed}"
+
+    # What it needs of a network
+
+    @property
+    def _each(self) -> list[_Option]:
+        return [cast(_Option, option) for option in self.options]
+
+    @property
+    def owns(self) -> bool:
+        """Whether the recipe brings parameters that must be trained."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
+    def wants(self) -> frozenset[Want]:
+        """Everything that its pieces must see of a training pass."""
+        return frozenset().union(*(option.wants for option in self._each))
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Every hidden site at which it may mix. Known once it is bound."""
+        return frozenset(
+            site for option in self._each if option.blend is not None for site in option.place.sites_used()
+        )
+
+    def bind(self, model: nn.Module, example: Float[Tensor, "b ..."] | None = None) -> Recipe:
+        """Check what the model offers and build what the recipe owns; before the optimisers are made.
+
+        Args:
+            model: the network; wrappers (DistributedDataParallel, torch.compile) are looked through.
+            example: some images (B, ...) as the network takes them; needed where stages are found by a pass.
+
+        Raises:
+            IncompatibleRecipe: the network lacks what a method needs; names the method and what would work.
+        """
+        self._probe = Probe(model, example)
+        for option in self._each:
+            for piece in option.pieces:
+                try:
+                    for want in (*piece.wants(), *piece.views()):
+                        self._probe.check(want)
+                    piece.build(self._probe.anatomy, self.num_classes)
+                except MixwellError as error:
+                    raise IncompatibleRecipe(f"{option.owners.get(piece, type(piece).__name__)}: {error}") from error
+        return self
+
+    def install_hooks(self, model: nn.Module) -> None:
+        """Put the recipe's hooks into the network for good; call it before torch.compile, which must see them."""
+        self._probe_of(model).install(self.wants, self.sites)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups for the optimisers: the model's and the recipe's own, each with the `turn` that steps it."""
+        groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad], "turn": "main"}]
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [*groups, {"params": own, "turn": "main"}] if own else groups
+
+    def predictor(self, model: nn.Module) -> nn.Module:
+        """The network that evaluation and export use."""
+        return model
+
+    def eval_images(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """What is done to clean images before the predictor sees them."""
+        return images
+
+    # The three ways in
+
+    def mix_batch(
+        self,
+        images: Float[Tensor, "b ..."] | Batch | Sequence[tuple[Any, Any]],
+        labels: Shaped[Tensor, "b ..."] | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> tuple[Float[Tensor, "b ..."], Targets]:
+        """Mixed images and their targets, without a network.
+
+        Also a `collate_fn`: given a list of (image, label) samples, it collates them first. Every loading worker draws
+        its own numbers; they are the same again under the same seed of the DataLoader's generator.
+
+        Args:
+            images: (B, ...) floating, normalised; not modified.
+            labels: (B,) class ids or (B, C) rows.
+            clock: the step whose numbers to draw; the recipe counts its own calls if not given.
+
+        Raises:
+            IncompatibleRecipe: the recipe needs a network, or says something about the loss that targets cannot carry.
+            BatchError: images or labels that must not be trained on.
+        """
+        beyond = sorted({name for option in self._each for name in option.beyond_images})
+        if beyond:
+            raise IncompatibleRecipe(
+                f"mix_batch mixes images and labels alone, but {' and '.join(beyond)} act inside the network or in "
+                "the loss. Use recipe(model, images, labels) in the training loop."
+            )
+        if isinstance(images, Sequence):
+            images, labels = default_collate(list(images))
+        batch, clock = self._batch(images, labels), self._tick(clock)
+        self._check(batch, clock)
+        option = self._option(clock)
+        draws = option.draw(len(batch), self._streams, clock.step)
+        scene = Scene(batch, draws, clock=clock)
+        mix = option.mix(batch.images, scene)
+        return mix.images, option.targets(Step(scene, mix, Outputs(mix.images)))
+
+    def forward(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "b ..."] | Batch,
+        labels: Shaped[Tensor, "b ..."] | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of one step, to call backward on.
+
+        Raises:
+            MixwellError: the recipe's steps have several losses; use `turns`.
+            BatchError: images or labels that must not be trained on.
+        """
+        found = list(self.turns(model, images, labels, clock=clock))
+        if len(found) != 1:
+            raise MixwellError(
+                f"A step of {self!s} has {len(found)} losses. Use `for turn in recipe.turns(...)`, and step each."
+            )
+        return found[0].loss
+
+    def turns(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "b ..."] | Batch,
+        labels: Shaped[Tensor, "b ..."] | None = None,
+        *,
+        clock: Clock | None = None,
+        draws: Draws | None = None,
+    ) -> Iterator[Turn]:
+        """The losses of one step, made one after the other: call backward and step each turn's group before the next.
+
+        Args:
+            draws: the random numbers to use in place of drawn ones.
+        """
+        probe = self._probe_of(model)
+        batch, clock = self._batch(images, labels), self._tick(clock)
+        self._check(batch, clock)
+        option = self._option(clock)
+        drawn = option.draw(len(batch), self._streams, clock.step) if draws is None else draws
+        for turn in option.turns(probe, model, batch, drawn, clock):
+            yield replace(turn, loss=self._touching_all(turn.loss))
+
+    def after_step(self, model: nn.Module, clock: Clock | None = None) -> None:
+        """To be called after the optimisers moved.
+
+        Raises:
+            OwnershipError: a parameter that the recipe owns gets gradients but never moves.
+        """
+        for option in self._each:
+            for piece in option.pieces:
+                piece.after_step(model, clock or Clock(self.steps))
+        for name, parameter in self.named_parameters():
+            if parameter.grad is None:
+                continue
+            version, strikes = self._strikes.get(parameter, (parameter._version, 0))
+            moved = parameter._version != version
+            self._strikes[parameter] = (parameter._version, -(2**31) if moved else strikes + 1)
+            if strikes >= _PATIENCE and not moved:
+                raise OwnershipError(
+                    f"The recipe's parameter {name!r} got gradients for {_PATIENCE} steps but never moved. Give the "
+                    "optimiser recipe.parameter_groups(model) in place of model.parameters()."
+                )
+
+    # Inside
+
+    def _option(self, clock: Clock) -> _Option:
+        if len(self.weights) == 1:
+            return self._each[0]
+        point = self._streams.at("switch", clock.step, shared=True).random()
+        for option, weight in zip(self._each, self.weights, strict=True):
+            point -= weight
+            if point < 0:
+                return option
+        return self._each[max(range(len(self.weights)), key=self.weights.__getitem__)]
+
+    def _probe_of(self, model: nn.Module) -> Probe:
+        if self._probe is None or not self._probe.belongs_to(model):
+            if self.owns:
+                raise OwnershipError(
+                    f"{self!s} owns parameters. Call recipe.bind(model, example=images) before building the "
+                    "optimiser, with the model that is trained."
+                )
+            self.bind(model)
+        return cast(Probe, self._probe)
+
+    def _batch(self, images: Any, labels: Any) -> Batch:
+        if isinstance(images, Batch):
+            if labels is not None:
+                raise BatchError("Give either a Batch or images and labels, not both.")
+            return images if images.pixels is not None or self.pixels is None else replace(images, pixels=self.pixels)
+        if labels is None:
+            raise BatchError("labels are missing: expected images and labels, or a Batch.")
+        return Batch(images, labels, self.pixels)
+
+    def _tick(self, clock: Clock | None) -> Clock:
+        clock = clock or Clock(self.steps)
+        self.steps = clock.step + 1
+        return clock
+
+    def _check(self, batch: Batch, clock: Clock) -> None:
+        values = self.validate == "always" or not self._checked or clock.step % 100 == 0
+        check_images(batch.images, values)
+        soft = all(isinstance(option.criterion, SoftCrossEntropy) for option in self._each)
+        check_labels(batch, self.num_classes, values, rows_sum_to_1=soft)
+        self._checked = True
+
+    def _touching_all(self, loss: Tensor) -> Tensor:
+        """The loss, with every owned parameter in its graph, for processes that wait for each other's gradients."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return loss
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return loss + sum(0.0 * parameter.sum() for parameter in own) if own else loss
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
+
+
+def create(
+    recipe: str | Recipe,
+    num_classes: int | None = None,
+    *,
+    seed: int = 0,
+    criterion: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | Tensor | None = None,
+    pixels: Pixels | Mapping[str, tuple[float, ...]] | None = None,
+    validate: str = "sampled",
+) -> Recipe:
+    """Make a recipe from its text, such as "cutmix", "cutmix(alpha=0.5) + transmix" or "0.5*mixup | 0.5*cutmix".
+
+    Args:
+        recipe: the text; see `mixwell.methods()` for the names, and "none" for plain training.
+        num_classes: C. None where labels are rows, or the task has no classes.
+        seed: of every random number that the recipe draws.
+        criterion: "cross_entropy", "bce" (multi-label, sigmoid), "softmax_bce", or a callable (outputs, labels) → (R,)
+            that is applied to each source's label and weighted; None takes the method's own or cross-entropy.
+        label_smoothing: ε in [0, 1), applied to each source's label.
+        class_weights: C weights, as torch.nn.CrossEntropyLoss takes them.
+        pixels: how images are normalised, for methods that need raw pixels: Pixels, or a mapping with mean and std.
+        validate: "sampled" looks at values on the first batch and every 100th, "always" on each (a host sync on a GPU).
+
+    Raises:
+        RecipeSyntaxError, UnknownMethod, ParameterError: the text cannot be read.
+        IncompatibleRecipe: its methods cannot act together.
+    """
+    if num_classes is not None and (
+        isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
+    ):
+        raise ParameterError(f"num_classes must be a whole number ≥ 1, got {num_classes!r}.")
+    smoothing = number_in("label_smoothing", label_smoothing, 0, 1)
+    weights = None if class_weights is None else _class_weights(class_weights, num_classes)
+    if isinstance(pixels, Mapping):
+        pixels = Pixels(tuple(pixels["mean"]), tuple(pixels["std"]))
+    node = parse(str(recipe)) if isinstance(recipe, Recipe) else parse(recipe)
+    settings = _Settings(num_classes, criterion, smoothing, weights)
+    return Recipe(node, settings, seed=seed, pixels=pixels, validate=validate)
+
+
+def _class_weights(values: Sequence[float] | Tensor, num_classes: int | None) -> Tensor:
+    weights = torch.as_tensor(values, dtype=torch.float32)
+    if weights.ndim != 1 or (num_classes is not None and len(weights) != num_classes):
+        raise ParameterError(f"class_weights must be {num_classes or 'C'} numbers, got shape {tuple(weights.shape)}.")
+    if not (torch.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ParameterError("class_weights must be finite, ≥ 0 and not all 0.")
+    return weights

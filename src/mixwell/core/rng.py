@@ -1,0 +1,73 @@
+"""Where every random number comes from: Philox streams keyed by (seed, rank, step, piece).
+
+A stream has no memory. The numbers of a step depend only on the key, so they are the same in a worker, after a resume
+and on another device, and no global random state is read or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator, Philox
+from torch.utils.data import get_worker_info
+
+from mixwell.core.errors import ParameterError
+
+__all__ = ["Streams", "key_of", "rank"]
+
+_SHARED = 2**64 - 1
+_WORD = 2**64 - 1
+
+
+def key_of(*parts: object) -> int:
+    """A 64-bit key that depends on the text of all parts and is the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def rank() -> int:
+    """This process's rank: from torch.distributed where it runs, else from the launcher's environment, else 0."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return int(torch.distributed.get_rank())
+    return int(os.environ.get("RANK", "0"))
+
+
+class Streams:
+    """All streams of one seed.
+
+    The Philox objects are built once per piece; a step only sets their counters.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _WORD:
+            raise ParameterError(f"seed must be an integer in [0, 2**64), got {seed!r}.")
+        self.seed = seed
+        self._generators: dict[str, tuple[Generator, dict[str, Any]]] = {}
+
+    def at(self, piece: str, step: int, *, shared: bool = False) -> Generator:
+        """The stream of `piece` at `step`, from its start.
+
+        `shared` streams are the same on all ranks; the others are each rank's own, and each loading worker's own: there
+        the key also holds the worker's seed, which the DataLoader draws anew every epoch.
+        """
+        if piece not in self._generators:
+            generator = Generator(Philox(key=np.array([self.seed, key_of(piece)], dtype=np.uint64)))
+            self._generators[piece] = generator, dict(generator.bit_generator.state)
+        generator, fresh = self._generators[piece]
+        lane = _SHARED if shared else rank()
+        worker = get_worker_info()
+        if worker is not None:
+            lane = key_of(lane, worker.seed)
+        fresh["state"]["counter"][2:] = lane, step
+        generator.bit_generator.state = fresh
+        return generator
+
+    def __getstate__(self) -> int:
+        return self.seed
+
+    def __setstate__(self, seed: int) -> None:
+        self.__init__(seed)  # type: ignore[misc]

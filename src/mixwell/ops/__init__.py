@@ -1,0 +1,1 @@
+"""Tensor kernels with no policy in them."""

@@ -1,0 +1,35 @@
+"""Between pixel maps and the patch tokens of a transformer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mixwell.core.errors import SiteError
+
+__all__ = ["grid_of", "token_shares"]
+
+
+def grid_of(patches: int, aspect: float, where: str) -> tuple[int, int]:
+    """Rows and columns of a token grid for images of the given aspect (height / width).
+
+    Raises:
+        SiteError: no such grid has that many patches.
+    """
+    h = round((patches * aspect) ** 0.5)
+    for rows in (h, h - 1, h + 1):
+        if rows > 0 and patches % rows == 0:
+            return rows, patches // rows
+    raise SiteError(f"The {patches} patch tokens at {where!r} form no grid for images of height/width {aspect:g}.")
+
+
+def token_shares(masks: Float[Tensor, "r k h w"], weights: Float[Tensor, "r n"]) -> Float[Tensor, "r k"]:
+    """Each source's share of a weight per token, in fp32; the shares of a row sum to 1.
+
+    A token belongs to the source that shows its top-left pixel (masks are resized by nearest neighbour).
+    """
+    grid = grid_of(weights.shape[1], masks.shape[-2] / masks.shape[-1], "masks")
+    owned = F.interpolate(masks.float(), size=grid, mode="nearest").flatten(2)
+    parts = (owned * weights.float()[:, None]).sum(2)
+    return parts / parts.sum(1, keepdim=True)

@@ -1,0 +1,234 @@
+"""What a network is made of: stages, transformer blocks, tokens and the classifier, found from its structure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixwell.core.errors import ModelError, SiteError, closest
+from mixwell.ops.tokens import grid_of
+from mixwell.probe.attention import is_attention
+from mixwell.probe.trace import untouched
+
+__all__ = ["Anatomy", "Site", "unwrapped"]
+
+_STAGE = re.compile(r"layer[1-9]\d*")
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, DataParallel and torch.compile's wrappers."""
+    while True:
+        inner = getattr(net, "_orig_mod", None) or (
+            net.module if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
+        )
+        if not isinstance(inner, nn.Module):
+            return net
+        net = inner
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module whose output can be seen and changed.
+
+    Attributes:
+        name: its path in the network (`named_modules`).
+        tokens: whether a 3-D output is (B, N, C) tokens rather than (B, C, L) signals.
+        prefix: class, distillation and register tokens in front of the patches.
+        channels_last: whether a 4-D output is (B, H, W, C).
+    """
+
+    name: str
+    tokens: bool = False
+    prefix: int = 0
+    channels_last: bool = False
+
+    def show(
+        self, output: Tensor, aspect: float = 1.0
+    ) -> tuple[Float[Tensor, "r c h w"], Float[Tensor, "r p c"] | None, Callable[[Tensor, Tensor | None], Tensor]]:
+        """The output as a map (R, C, h, w) and its prefix tokens, and the way back to its own layout.
+
+        Args:
+            aspect: height / width of the input images; tells the token grid.
+
+        Raises:
+            SiteError: the output cannot be read as a map.
+        """
+        if output.ndim == 4 and self.channels_last:
+            return output.permute(0, 3, 1, 2), None, lambda hidden, _: hidden.permute(0, 2, 3, 1)
+        if output.ndim == 4:
+            return output, None, lambda hidden, _: hidden
+        if output.ndim == 3 and self.tokens:
+            rows, count = output.shape[1] - self.prefix, output.shape[2]
+            h, w = grid_of(rows, aspect, self.name)
+            patches = output[:, self.prefix :].transpose(1, 2).reshape(output.shape[0], count, h, w)
+            front = output[:, : self.prefix] if self.prefix else None
+
+            def back(hidden: Tensor, prefix: Tensor | None) -> Tensor:
+                tokens = hidden.flatten(2).transpose(1, 2)
+                return tokens if prefix is None else torch.cat((prefix, tokens), 1)
+
+            return patches, front, back
+        if output.ndim == 3:
+            return output[:, :, None], None, lambda hidden, _: hidden[:, :, 0]
+        if output.ndim == 2:
+            return output[:, :, None, None], None, lambda hidden, _: hidden[:, :, 0, 0]
+        raise SiteError(
+            f"Site {self.name!r} gives a tensor of shape {tuple(output.shape)}; expected (B, C, h, w), (B, N, C), (B, "
+            "C, L) or (B, C). Choose another site."
+        )
+
+
+class Anatomy:
+    """The parts of one network, by their names.
+
+    Attributes:
+        stages: outputs after which the resolution changes, first to last; for isotropic transformers, the ends of four
+            equally deep groups of blocks.
+        blocks: transformer blocks, first to last.
+        attentions: the self-attention inside each block.
+        prefix: number of class, distillation and register tokens.
+        class_token: whether the first token is a class token.
+    """
+
+    def __init__(self, net: nn.Module, example: Tensor | None = None) -> None:
+        self.net = unwrapped(net)
+        self.modules: dict[str, nn.Module] = {name: module for name, module in self.net.named_modules() if name}
+        self.blocks, self.attentions = _blocks_of(self.modules)
+        self.prefix, self.class_token = _prefix_of(self.net)
+        self.stages = self._stages(example)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether 3-D maps are tokens."""
+        return bool(self.blocks)
+
+    def site(self, which: int | str) -> Site:
+        """Stage number `which` (1 is the first) or the module of that name.
+
+        Raises:
+            SiteError: it does not exist; lists those that do.
+        """
+        if isinstance(which, bool) or not isinstance(which, int | str):
+            raise SiteError(f"A site is a stage number or a module's name, got {which!r}.")
+        if isinstance(which, int):
+            if not 1 <= which <= len(self.stages):
+                raise SiteError(
+                    f"Stage {which} does not exist: {type(self.net).__name__} has {len(self.stages)} stages "
+                    f"({', '.join(self.stages) or 'none found; name modules instead'}). Choose sites=(...) among them, "
+                    "0 for the input, or any module's name."
+                )
+            which = self.stages[which - 1]
+        if which not in self.modules:
+            raise SiteError(
+                f"Site {which!r} does not exist in {type(self.net).__name__}; {closest(which, self.modules)} "
+                f"Its stages are {', '.join(self.stages) or 'not known'}."
+            )
+        return Site(which, self.has_tokens, self.prefix, _is_channels_last(self.net))
+
+    def attention(self, block: int) -> tuple[str, nn.Module]:
+        """Name and module of the self-attention of a block (-1 is the last).
+
+        Raises:
+            ModelError: the network has no attention that can be read.
+        """
+        if not self.attentions:
+            raise ModelError(
+                f"{type(self.net).__name__} has no self-attention, which this recipe needs. Take a transformer such as "
+                "'vit-s', timm's 'vit_small_patch16_224' or 'deit_small_patch16_224', torchvision's 'vit_b_16', or a "
+                "recipe without an attention label."
+            )
+        if not -len(self.attentions) <= block < len(self.attentions):
+            raise ModelError(
+                f"Block {block} does not exist: {type(self.net).__name__} has {len(self.attentions)} blocks."
+            )
+        name = self.attentions[block]
+        return name, self.modules[name]
+
+    def _stages(self, example: Tensor | None) -> tuple[str, ...]:
+        named = [name for name, _ in self.net.named_children() if _STAGE.fullmatch(name)]
+        if named:
+            return tuple(sorted(named, key=lambda name: int(name.removeprefix("layer"))))
+        if self.blocks and len({name.rpartition(".")[0] for name in self.blocks}) == 1:
+            depth = len(self.blocks)
+            ends = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})
+            return tuple(self.blocks[end - 1] for end in ends)
+        info = getattr(self.net, "feature_info", None)
+        names = [entry["module"] for entry in _entries(info) if entry.get("module") in self.modules]
+        if names:
+            return tuple(names)
+        return () if example is None else _traced_stages(self.net, example)
+
+
+def _entries(info: object) -> Sequence[Mapping[str, str]]:
+    """timm's description of a network's stages, whichever form it has."""
+    entries = getattr(info, "info", info)
+    return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, Sequence) else []
+
+
+def _blocks_of(modules: Mapping[str, nn.Module]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Blocks are the elements of a list of equal modules that each hold a self-attention."""
+    blocks, attentions = [], []
+    for name, module in modules.items():
+        if not is_attention(module):
+            continue
+        parts = name.split(".")
+        ends = [i for i, part in enumerate(parts) if i and _is_list(modules.get(".".join(parts[:i])), part)]
+        if ends:
+            blocks.append(".".join(parts[: ends[-1] + 1]))
+            attentions.append(name)
+    return tuple(blocks), tuple(attentions)
+
+
+def _is_list(parent: nn.Module | None, child: str) -> bool:
+    return isinstance(parent, nn.ModuleList | nn.Sequential) and child in parent._modules
+
+
+def _prefix_of(net: nn.Module) -> tuple[int, bool]:
+    """How many tokens stand before the patches, and whether the first is a class token."""
+    sizes = {name.rpartition(".")[2]: parameter.shape for name, parameter in net.named_parameters()}
+    class_token = any(name in sizes for name in ("cls_token", "class_token"))
+    declared = getattr(net, "num_prefix_tokens", None)
+    if isinstance(declared, int):
+        return declared, class_token and declared > 0
+    others = sum(name in sizes for name in ("dist_token", "distillation_token"))
+    registers = [sizes[name][1] for name in ("reg_token", "register_tokens") if name in sizes]
+    return int(class_token) + others + sum(registers), class_token
+
+
+def _is_channels_last(net: nn.Module) -> bool:
+    """Whether the network's maps are (B, H, W, C), as Swin's are."""
+    return str(getattr(net, "output_fmt", "")).endswith("NHWC") or type(net).__name__ == "SwinTransformer"
+
+
+def _traced_stages(net: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """The last of the network's trunk modules at each resolution, seen in one forward pass that leaves no trace."""
+    trunk, prefix = net, ""
+    while True:
+        children = dict(trunk.named_children())
+        inner = children.get("features") or (next(iter(children.values())) if len(children) == 1 else None)
+        if not isinstance(inner, nn.Module) or not dict(inner.named_children()):
+            break
+        name = next(key for key, value in children.items() if value is inner)
+        trunk, prefix = inner, f"{prefix}{name}."
+    seen: dict[tuple[int, ...], str] = {}
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2] * output.shape[-1] > 1:
+                seen[tuple(output.shape[-2:])] = name
+
+        return hook
+
+    handles = [module.register_forward_hook(note(prefix + name)) for name, module in trunk.named_children()]
+    try:
+        with untouched(net), torch.no_grad():
+            net(example[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(seen.values())

@@ -1,0 +1,205 @@
+"""One pass through a network, with what was asked for seen and what was asked for changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mixwell.core.errors import ModelError
+from mixwell.core.mix import Mix
+from mixwell.probe.anatomy import Anatomy, Site, unwrapped
+from mixwell.probe.attention import Heads, attention_rows, class_row, watch_heads
+
+__all__ = ["Edit", "Outputs", "Probe", "Want"]
+
+Edit = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""(map (R, C, h, w), prefix tokens (R, P, C) or None) → the same, changed."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """Something to be seen of a pass.
+
+    Attributes:
+        kind: "features": the map (R, C, h, w) of a site (a stage number or a module's name).
+            "class_attention": (R, h·w) softmaxed attention of the class token to each patch, the mean over heads,
+                detached; class
+            and register columns are dropped and the rest not renormalised; the site is a block's number, -1 the last.
+            "gradient": (R, ...) of the loss with respect to the input, on clean batches only.
+        site: where.
+    """
+
+    kind: Literal["features", "class_attention", "gradient"]
+    site: int | str = -1
+
+
+@dataclass(eq=False)
+class Outputs:
+    """What a pass returned.
+
+    Attributes:
+        logits: (R, C).
+        mix: the finished mix of the pass, wherever it was made.
+        seen: what was asked for; read it as `outputs[want]`.
+    """
+
+    logits: Float[Tensor, "r c"]
+    mix: Mix | None = None
+    seen: dict[Want, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, want: Want) -> Tensor:
+        return self.seen[want]
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What the hooks work for while a pass runs."""
+
+    wants: frozenset[Want]
+    edits: Mapping[str, Edit]
+    aspect: float
+    seen: dict[Want, Tensor] = field(default_factory=dict)
+
+
+class Probe:
+    """The hooks of one network.
+
+    Hooks are there only while a pass runs, unless `install` was called (torch.compile must see them before it traces).
+    """
+
+    def __init__(self, net: nn.Module, example: Tensor | None = None) -> None:
+        self.net = unwrapped(net)
+        self.anatomy = Anatomy(net, example)
+        self._pass: _Pass | None = None
+        self._installed: set[Want | str] = set()
+
+    def belongs_to(self, model: nn.Module) -> bool:
+        """Whether `model` is this probe's network, or a wrapper of it."""
+        return unwrapped(model) is self.net
+
+    def check(self, want: Want) -> None:
+        """See that the network offers what is wanted.
+
+        Raises:
+            ModelError, SiteError: it does not.
+        """
+        if want.kind == "features":
+            self.anatomy.site(want.site)
+        elif want.kind == "class_attention":
+            if not isinstance(want.site, int):
+                raise ModelError(f"Attention is asked for by block number, got {want.site!r}.")
+            self.anatomy.attention(want.site)
+            if not self.anatomy.class_token:
+                raise ModelError(
+                    f"{type(self.net).__name__} has no class token, whose attention this recipe reads. Take a "
+                    "transformer with one, such as 'vit-s' or timm's 'deit_small_patch16_224'."
+                )
+
+    def install(self, wants: Iterable[Want], sites: Iterable[str]) -> None:
+        """Put hooks for these wants and editable sites in place for good, for networks that are to be compiled."""
+        keys: set[Want | str] = {*wants, *sites}
+        for key in keys - self._installed:
+            self._hook(key)
+        self._installed |= keys
+
+    def run(
+        self,
+        images: Tensor,
+        *,
+        wants: Iterable[Want] = (),
+        edits: Mapping[str, Edit] | None = None,
+        call: Callable[[Tensor], Any] | None = None,
+    ) -> Outputs:
+        """One forward pass.
+
+        Args:
+            images: (R, ...) input of the network.
+            wants: what to see.
+            edits: what to change, by the site's name.
+            call: the callable to run, if it is not the network itself (a wrapper of it).
+
+        Raises:
+            ModelError: the network returned no logits, or passed by something that was asked for.
+        """
+        wants, edits = frozenset(wants), edits or {}
+        aspect = images.shape[-2] / images.shape[-1] if images.ndim == 4 else 1.0
+        task = _Pass(wants, edits, aspect)
+        with self._hooks(task):
+            logits = logits_of((call or self.net)(images))
+        if missed := [want for want in wants if want not in task.seen]:
+            raise ModelError(
+                f"{type(self.net).__name__} did not pass through "
+                f"{', '.join(f'{w.kind} at {w.site!r}' for w in missed)}. Its forward does not call that module; "
+                "choose another site."
+            )
+        return Outputs(logits, seen=task.seen)
+
+    @contextmanager
+    def _hooks(self, task: _Pass) -> Iterator[None]:
+        keys: set[Want | str] = {*task.wants, *task.edits}
+        handles = [handle for key in keys - self._installed for handle in self._hook(key)]
+        outer, self._pass = self._pass, task
+        try:
+            yield
+        finally:
+            self._pass = outer
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, key: Want | str) -> list[RemovableHandle]:
+        if isinstance(key, str):
+            return [self._watch_output(self.anatomy.site(key), self._edit)]
+        if key.kind == "features":
+            return [self._watch_output(self.anatomy.site(key.site), lambda site, output: self._see(key, site, output))]
+        if key.kind == "class_attention" and isinstance(key.site, int):
+            name, module = self.anatomy.attention(key.site)
+            return watch_heads(name, module, lambda heads: self._see_class_row(key, heads))
+        raise ModelError(f"A pass cannot show {key.kind!r}.")
+
+    def _watch_output(self, site: Site, act: Callable[[Site, Tensor], Tensor | None]) -> RemovableHandle:
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            changed = act(site, output if isinstance(output, Tensor) else output[0])
+            if changed is None:
+                return None
+            return changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
+
+        return self.anatomy.modules[site.name].register_forward_hook(hook)
+
+    def _edit(self, site: Site, output: Tensor) -> Tensor | None:
+        if self._pass is None or site.name not in self._pass.edits:
+            return None
+        shown, prefix, back = site.show(output, self._pass.aspect)
+        return back(*self._pass.edits[site.name](shown, prefix))
+
+    def _see(self, want: Want, site: Site, output: Tensor) -> None:
+        if self._pass is not None and want in self._pass.wants:
+            self._pass.seen[want] = site.show(output, self._pass.aspect)[0]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _see_class_row(self, want: Want, heads: Heads) -> None:
+        if self._pass is not None and want in self._pass.wants:
+            q, k, scale = heads
+            self._pass.seen[want] = class_row(attention_rows(q[:, :, :1], k, scale), self.anatomy.prefix)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returned: a tensor, or an object with `.logits`, or a tuple that starts with them.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = getattr(output, "logits", output)
+    found = found[0] if isinstance(found, tuple | list) and found else found
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"The network must return logits (B, C), or an object with .logits; got {type(output).__name__}."
+        )
+    return found

@@ -1,0 +1,33 @@
+"""Passes through a network that leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+__all__ = ["untouched"]
+
+
+@contextmanager
+def untouched(net: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Run passes in evaluation (or training) mode; afterwards modes, buffers, gradients and random states are as
+    before.
+
+    Gradients with respect to inputs are taken with `torch.autograd.grad`, which does not touch the parameters' `.grad`.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()] if training else []
+    devices = sorted({parameter.device.index for parameter in net.parameters() if parameter.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices):
+            net.train(training)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
