@@ -39,6 +39,7 @@ __all__ = [
     "Place",
     "Ratio",
     "Scene",
+    "SelfBlend",
     "Slot",
     "Step",
     "Term",
@@ -51,6 +52,7 @@ Per = Literal["sample", "batch"]
 class Slot(StrEnum):
     """Where a piece goes in a recipe. All hold at most one piece, but for `TERM`."""
 
+    SELF = "self"
     PLACE = "place"
     PAIRING = "pairing"
     RATIO = "ratio"
@@ -63,7 +65,9 @@ class Slot(StrEnum):
     @property
     def axis(self) -> str:
         """The axis of the design that the slot belongs to."""
-        return "loss" if self in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER) else self.value
+        if self in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER):
+            return "loss"
+        return "blend" if self is Slot.SELF else self.value
 
 
 class Need(Enum):
@@ -74,6 +78,7 @@ class Need(Enum):
     SIMPLEX = "label shares that sum to 1"
     OWN_ROW = "mixes that contain the image's own row"
     DIFFERENTIABLE = "a blend that is differentiable in λ"
+    VIEWS = "several views of each image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +112,19 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What labels and losses see: the scene, the finished mix, and what the training pass returned."""
+    """What labels and losses see.
+
+    Attributes:
+        scene: what the sample policy saw.
+        mix: the finished mix.
+        outputs: what the training pass over the mix returned.
+        clean: what the training pass over the clean batch returned, if a piece asked for one.
+    """
 
     scene: Scene
     mix: Mix
     outputs: Outputs
+    clean: Outputs | None = None
 
     @property
     def batch(self) -> Batch:
@@ -130,12 +143,16 @@ class Piece(nn.Module):
         needs: what the blend's mixes must have for the piece to act.
         network: whether it needs a network at all; without, it serves `Recipe.mix_batch`.
         shared: whether its draws are the same on all ranks (decisions of which site or branch).
+        clean: whether it needs a training pass over the clean batch.
+        head: a classifier of its own that takes the place of the network's in the training pass over the mix.
     """
 
     slot: ClassVar[Slot]
     needs: frozenset[Need] = frozenset()
     network: bool = False
     shared: bool = False
+    clean: bool = False
+    head: nn.Module | None = None
 
     def draw(self, rows: int, rng: Generator) -> Any:
         """All random numbers of one step for a batch of `rows` images."""
@@ -161,6 +178,25 @@ class Piece(nn.Module):
 
     def after_step(self, net: nn.Module, clock: Clock) -> None:
         """Called after the optimisers moved (EMA teachers)."""
+
+    def predictor(self, model: nn.Module) -> nn.Module | None:
+        """The network that evaluation and export use, if the piece has another than the model."""
+        return None
+
+
+class SelfBlend(Piece):
+    """How is an image changed, or mixed with itself, before it meets another?
+
+    Attributes:
+        gives: `Need.VIEWS` if it makes several views.
+    """
+
+    slot = Slot.SELF
+    gives: frozenset[Need] = frozenset()
+
+    def images(self, draws: Any, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
+        """The views of the clean batch, normalised; the first is the one whose label is trained."""
+        raise NotImplementedError
 
 
 class Pairing(Piece):

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
-from mixwell.core.axes import Blend, Need, Piece, Slot, Term
+from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot, Term
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
 __all__ = ["LOSS_SLOTS", "Chosen", "Option", "compose"]
 
 LOSS_SLOTS = frozenset({Slot.CRITERION, Slot.TERM, Slot.WRAPPER})
+_WITHOUT_MIXING = LOSS_SLOTS | {Slot.SELF}
 
 
 @dataclass(eq=False)
@@ -113,21 +114,21 @@ def _gated(parts: list[_Part]) -> list[Option]:
 
 
 def _unmixed(terms: Iterable[Node]) -> list[Option]:
-    """Plain batches under what the terms say about the loss, as far as it can act on them."""
-    return [Option(1.0, _resolve([_loss_only(term) for term in terms if isinstance(term, Call)], lenient=True))]
+    """Batches without mixing, under what the terms say about single images and the loss, as far as that can act."""
+    return [Option(1.0, _resolve([_unmixing(term) for term in terms if isinstance(term, Call)], lenient=True))]
 
 
 def _beside(terms: Iterable[Node], mixed: Node) -> list[Option]:
-    """Another sample policy under what the terms say about the loss, as far as it can act on it."""
+    """Another mix, under what the terms say about single images and the loss, as far as that can act on it."""
     calls = mixed.terms if isinstance(mixed, Sum) else (mixed,)
     own = [_part(call) for call in calls if isinstance(call, Call)]
-    return [Option(1.0, _resolve([*own, *(_loss_only(t) for t in terms if isinstance(t, Call))], lenient=True))]
+    return [Option(1.0, _resolve([*own, *(_unmixing(t) for t in terms if isinstance(t, Call))], lenient=True))]
 
 
-def _loss_only(call: Call) -> _Part:
+def _unmixing(call: Call) -> _Part:
     part = _part(call)
-    essential = tuple(piece for piece in part.pieces.essential if piece.slot in LOSS_SLOTS)
-    suggested = tuple(piece for piece in part.pieces.suggested if piece.slot in LOSS_SLOTS)
+    essential = tuple(piece for piece in part.pieces.essential if piece.slot in _WITHOUT_MIXING)
+    suggested = tuple(piece for piece in part.pieces.suggested if piece.slot in _WITHOUT_MIXING)
     return _Part(call, Pieces(essential, suggested), False)
 
 
@@ -192,10 +193,12 @@ def _take_blend(chosen: Chosen, offers: list[tuple[Piece, str]], essential: list
 def _objection(piece: Piece, chosen: Chosen) -> str:
     """Why the piece cannot act beside the others, or ""."""
     blend = chosen.pieces.get(Slot.BLEND)
-    if piece.slot is Slot.BLEND:
+    if piece.slot in (Slot.BLEND, Slot.SELF):
         return ""
+    alone = chosen.pieces.get(Slot.SELF)
+    met = alone.gives if isinstance(alone, SelfBlend) else frozenset()
     if not isinstance(blend, Blend):
-        if piece.slot in LOSS_SLOTS and not piece.needs:
+        if piece.slot in LOSS_SLOTS and piece.needs <= met:
             return ""
         return (
             f"decides the {piece.slot.value}, but nothing in this recipe mixes images. Add a sample policy, such as "
@@ -211,7 +214,7 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
         return f"decides λ, but {name} takes none. Take a blend with a λ, such as mixup or cutmix."
     if piece.slot is Slot.PLACE and not blend.hidden:
         return f"mixes hidden maps, but {name} works on pixels only. Take a blend such as mixup or cutmix."
-    missing = piece.needs - blend.gives
+    missing = piece.needs - blend.gives - met
     if missing:
         return (
             f"needs {' and '.join(sorted(need.value for need in missing))}, which {name} does not give. "

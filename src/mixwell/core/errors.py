@@ -73,13 +73,17 @@ class UnknownMethod(MixwellError, ValueError):
     """A method name that the registry does not have; the message gives the closest names."""
 
 
+_SHOWN = 40
+
+
 def closest(name: str, known: Iterable[str]) -> str:
-    """A sentence naming the known words that look like `name`, or all of them if none does."""
+    """A sentence naming the known words that look like `name`, or the first of them if none does."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(repr(word) for word in near)}?"
-    return f"known: {', '.join(known)}"
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"known: {', '.join(known[:_SHOWN])}{more}."
 
 
 def number_in(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -54,7 +54,7 @@ class Mix:
             images were mixed.
         lam: the drawn λ, before anything was realised; (R,) or (1,) if one was drawn for the batch.
         area: (R,) realised share of the own row in pixels, for mask-like blends.
-        make_masks: builds `masks`; None for blends without masks.
+        make_masks: builds the mix's `masks`; None for blends without masks.
         valid: (R,) rows that may be trained on; None means all.
     """
 
@@ -65,7 +65,7 @@ class Mix:
     apply: Callable[[Tensor], Tensor]
     lam: Float[Tensor, " #r"] | None = None
     area: Float[Tensor, " #r"] | None = None
-    make_masks: Callable[[], Float[Tensor, "#r k #h #w"]] | None = None
+    make_masks: Callable[[Mix], Float[Tensor, "#r k #h #w"]] | None = None
     valid: Shaped[Tensor, " r"] | None = None
 
     @classmethod
@@ -78,8 +78,9 @@ class Mix:
         **kept: Any,
     ) -> Mix:
         """A mix of each row with its partner, in which the row itself has label share `own`."""
-        own = own.to(images.device)
-        weights = torch.stack((own, 1 - own), 1).float().expand(images.shape[0], 2)
+        weights = torch.stack((own, 1 - own), 1).to(images.device, torch.float32, non_blocking=True)
+        if weights.shape[0] != images.shape[0]:
+            weights = weights.expand(images.shape[0], 2)
         return cls(images, partners.sources, weights, partners.pool, apply, **kept)
 
     @classmethod
@@ -88,14 +89,10 @@ class Mix:
         targets = Targets.of(labels)
         return cls(images, targets.sources, targets.weights, labels, lambda x: x)
 
-    def with_masks(self, make: Callable[[], Tensor]) -> Mix:
-        """The same mix, whose masks `make` builds when they are first asked for."""
-        return replace(self, make_masks=make)
-
     @cached_property
     def masks(self) -> Float[Tensor, "#r k #h #w"] | None:
         """What each source contributes to each pixel, broadcastable to (R, K, H, W); None if the blend has no masks."""
-        return None if self.make_masks is None else self.make_masks()
+        return None if self.make_masks is None else self.make_masks(self)
 
     def share(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "r ..."]:
         """Mix what has no pixel grid (class tokens, embeddings): the sources' sum, weighted by the label shares."""

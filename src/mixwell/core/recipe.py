@@ -23,6 +23,7 @@ from mixwell.core.axes import (
     Place,
     Ratio,
     Scene,
+    SelfBlend,
     Slot,
     Step,
     Term,
@@ -63,6 +64,7 @@ class _Option(nn.Module):
         super().__init__()
         self.name = name
         self.num_classes = settings.num_classes
+        self.alone = cast(SelfBlend | None, chosen.pieces.get(Slot.SELF))
         self.place = cast(Place, chosen.pieces.get(Slot.PLACE) or Input())
         self.pairing = cast(Pairing, chosen.pieces.get(Slot.PAIRING) or Permutation())
         self.ratio = cast(Ratio, chosen.pieces.get(Slot.RATIO) or Beta(1.0))
@@ -72,6 +74,16 @@ class _Option(nn.Module):
         self.terms = nn.ModuleList(chosen.terms)
         self.wrapper = cast(LossWrapper | None, chosen.pieces.get(Slot.WRAPPER))
         self.owners = chosen.owners
+        mixing = [] if self.blend is None else [self.place, self.pairing, self.ratio, self.blend, self.label]
+        found = [self.alone, *mixing, self.criterion, *self.terms, self.wrapper]
+        self.pieces = tuple(cast(Piece, piece) for piece in found if piece is not None)
+        self.drawing = tuple(
+            (piece, f"{name}/{piece.slot}/{self.owners[piece] if piece.slot is Slot.TERM else ''}")
+            for piece in self.pieces
+            if type(piece).draw is not Piece.draw
+        )
+        # Submodules are found in `__dict__` first, so that a step does not pay for nn.Module's attribute look-up.
+        self.__dict__.update(self._modules)
         self.beyond_images = sorted(
             chosen.owners[piece] for piece in chosen.essential if piece.slot in LOSS_SLOTS or piece.network
         )
@@ -79,21 +91,15 @@ class _Option(nn.Module):
             self.criterion if isinstance(self.criterion, BinaryCrossEntropy | PerSource) else SoftCrossEntropy()
         )
 
-    @property
-    def pieces(self) -> list[Piece]:
-        """Every piece that acts, in the order in which they draw."""
-        mixing = [] if self.blend is None else [self.place, self.pairing, self.ratio, self.blend, self.label]
-        loss = [self.criterion, *self.terms, *([] if self.wrapper is None else [self.wrapper])]
-        return [cast(Piece, piece) for piece in (*mixing, *loss)]
-
     def draw(self, rows: int, streams: Streams, step: int) -> Draws:
-        """Every random number of one step."""
-        drawn: dict[nn.Module, Any] = {}
-        for place, piece in enumerate(self.pieces):
-            if type(piece).draw is not Piece.draw:
-                stream = streams.at(f"{self.name}/{piece.slot}/{place}", step, shared=piece.shared)
-                drawn[piece] = piece.draw(rows, stream)
-        return Draws(drawn)
+        """Every random number of one step, each piece from a stream of its own."""
+        lane = streams.lane()
+        return Draws(
+            {
+                piece: piece.draw(rows, streams.at(key, step, shared=piece.shared, lane=lane))
+                for piece, key in self.drawing
+            }
+        )
 
     def mix(self, images: Float[Tensor, "b ..."], scene: Scene) -> Mix:
         """Mix pixels, or the map of the scene's site."""
@@ -109,9 +115,16 @@ class _Option(nn.Module):
         lam = self.ratio.lam(draws.get(self.ratio), scene)
         return self.blend.mix(images, partners, lam, draws.get(self.blend), scene)
 
+    def views(self, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
+        """The images that go into the mix: the batch's own, or the views that are made of each."""
+        if self.alone is None:
+            return (scene.batch.images,)
+        return self.alone.images(scene.draws.of.get(self.alone), scene)
+
     def targets(self, step: Step) -> Targets:
         """The labels of a finished step."""
-        return replace(self.label.targets(step), num_classes=self.num_classes)
+        found = self.label.targets(step)
+        return Targets(found.pool, found.sources, found.weights, self.num_classes, found.soft, found.tokens)
 
     def turns(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Iterator[Turn]:
         """The turns of one step."""
@@ -131,28 +144,31 @@ class _Option(nn.Module):
             piece.observe(step)
 
     def _run(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Step:
-        wants = self.wants
-        views = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
+        looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
-        scene = Scene(batch, draws, views, site, clock)
-        if site is None:
-            mix = self.mix(batch.images, scene)
-            outputs = probe.run(mix.images, wants=wants, call=model)
-        else:
-            mixes: list[Mix] = []
+        scene = Scene(batch, draws, looks, site, clock)
+        views = self.views(scene)
+        head = next((piece.head for piece in self.pieces if piece.head is not None), None)
+        mixes: list[Mix] = []
 
-            def edit(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
-                mixes.append(self.mix(hidden, scene))
-                return mixes[0].images, None if prefix is None else mixes[0].share(prefix)
+        def mixed(parts: Sequence[Tensor]) -> Tensor:
+            mixes.append(self.mix(parts[0], scene))
+            return _joined([mixes[0].images, *map(mixes[0].apply, parts[1:])])
 
-            outputs = probe.run(batch.images, wants=wants, edits={site: edit}, call=model)
-            if len(mixes) != 1:
-                raise IncompatibleRecipe(
-                    f"The network passed site {site!r} {len(mixes)} times in one forward pass; mixing there needs "
-                    "exactly one. Choose another site."
-                )
-            (mix,) = mixes
-        return Step(scene, mix, Outputs(outputs.logits, mix, outputs.seen))
+        def edit(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            changed = mixed(hidden.chunk(len(views)))
+            return changed, None if prefix is None else _joined([*map(mixes[0].share, prefix.chunk(len(views)))])
+
+        images = mixed(views) if site is None else _joined(views)
+        edits = {} if site is None else {site: edit}
+        outputs = probe.run(images, wants=self.wants, edits=edits, head=head, call=model)
+        if len(mixes) != 1:
+            raise IncompatibleRecipe(
+                f"The network passed site {site!r} {len(mixes)} times in one forward pass; mixing there needs "
+                "exactly one. Choose another site."
+            )
+        clean = probe.run(batch.images, call=model) if any(piece.clean for piece in self.pieces) else None
+        return Step(scene, mixes[0], outputs.split(len(views)), clean)
 
     @property
     def wants(self) -> frozenset[Want]:
@@ -163,6 +179,10 @@ class _Option(nn.Module):
     def view_wants(self) -> frozenset[Want]:
         """What the pieces must see of a pass over the clean batch."""
         return frozenset(want for piece in self.pieces for want in piece.views())
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _criterion(chosen: Chosen, settings: _Settings) -> Criterion:
@@ -197,9 +217,8 @@ class Recipe(nn.Module):
 
     Three ways to use it, all of which also take a `Batch` in place of images and labels:
 
-    - `recipe.mix_batch(images, labels)` gives mixed images and their `Targets`; for recipes that need no network. Also
-    a
-      `collate_fn`, and a transform in the manner of torchvision.
+    - `recipe.mix_batch(images, labels)` gives mixed images and their `Targets`; for recipes that need no network.
+      Also a `collate_fn`, and a transform in the manner of torchvision.
     - `recipe(model, images, labels)` gives the loss of one step; for a training loop of one's own.
     - `recipe.turns(model, images, labels)` gives the losses of a step that has several, each with the group to step.
 
@@ -221,7 +240,10 @@ class Recipe(nn.Module):
         self._strikes: dict[nn.Parameter, tuple[int, int]] = {}
         found = compose(node)
         self.weights = [option.weight for option in found]
-        self.options = nn.ModuleList(_Option(option.chosen, settings, str(i)) for i, option in enumerate(found))
+        each = [_Option(option.chosen, settings, str(i)) for i, option in enumerate(found)]
+        self.options = nn.ModuleList(each)
+        self._each = tuple(each)
+        self._soft = all(isinstance(option.criterion, SoftCrossEntropy) for option in each)
 
     def __str__(self) -> str:
         return str(self.node)
@@ -230,10 +252,6 @@ class Recipe(nn.Module):
         return f"{self!s}, num_classes={self.num_classes}, seed={self._streams.seed}"
 
     # What it needs of a network
-
-    @property
-    def _each(self) -> list[_Option]:
-        return [cast(_Option, option) for option in self.options]
 
     @property
     def owns(self) -> bool:
@@ -275,7 +293,9 @@ class Recipe(nn.Module):
 
     def install_hooks(self, model: nn.Module) -> None:
         """Put the recipe's hooks into the network for good; call it before torch.compile, which must see them."""
-        self._probe_of(model).install(self.wants, self.sites)
+        probe = self._probe_of(model)
+        heads = any(piece.head is not None for option in self._each for piece in option.pieces)
+        probe.install(self.wants, self.sites, head=heads)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups for the optimisers: the model's and the recipe's own, each with the `turn` that steps it."""
@@ -285,7 +305,8 @@ class Recipe(nn.Module):
 
     def predictor(self, model: nn.Module) -> nn.Module:
         """The network that evaluation and export use."""
-        return model
+        found = (piece.predictor(model) for option in self._each for piece in option.pieces)
+        return next((predictor for predictor in found if predictor is not None), model)
 
     def eval_images(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """What is done to clean images before the predictor sees them."""
@@ -314,8 +335,7 @@ class Recipe(nn.Module):
             IncompatibleRecipe: the recipe needs a network, or says something about the loss that targets cannot carry.
             BatchError: images or labels that must not be trained on.
         """
-        beyond = sorted({name for option in self._each for name in option.beyond_images})
-        if beyond:
+        if beyond := sorted({name for option in self._each for name in option.beyond_images}):
             raise IncompatibleRecipe(
                 f"mix_batch mixes images and labels alone, but {' and '.join(beyond)} act inside the network or in "
                 "the loss. Use recipe(model, images, labels) in the training loop."
@@ -327,7 +347,7 @@ class Recipe(nn.Module):
         option = self._option(clock)
         draws = option.draw(len(batch), self._streams, clock.step)
         scene = Scene(batch, draws, clock=clock)
-        mix = option.mix(batch.images, scene)
+        mix = option.mix(option.views(scene)[0], scene)
         return mix.images, option.targets(Step(scene, mix, Outputs(mix.images)))
 
     def forward(
@@ -433,8 +453,7 @@ class Recipe(nn.Module):
     def _check(self, batch: Batch, clock: Clock) -> None:
         values = self.validate == "always" or not self._checked or clock.step % 100 == 0
         check_images(batch.images, values)
-        soft = all(isinstance(option.criterion, SoftCrossEntropy) for option in self._each)
-        check_labels(batch, self.num_classes, values, rows_sum_to_1=soft)
+        check_labels(batch, self.num_classes, values, rows_sum_to_1=self._soft)
         self._checked = True
 
     def _touching_all(self, loss: Tensor) -> Tensor:

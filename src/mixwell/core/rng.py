@@ -48,23 +48,30 @@ class Streams:
         self.seed = seed
         self._generators: dict[str, tuple[Generator, dict[str, Any]]] = {}
 
-    def at(self, piece: str, step: int, *, shared: bool = False) -> Generator:
+    def at(self, piece: str, step: int, *, shared: bool = False, lane: int | None = None) -> Generator:
         """The stream of `piece` at `step`, from its start.
 
-        `shared` streams are the same on all ranks; the others are each rank's own, and each loading worker's own: there
-        the key also holds the worker's seed, which the DataLoader draws anew every epoch.
+        `shared` streams are the same on all ranks, the others are each rank's own. `lane` is `self.lane()`, for callers
+        that ask for many streams of a step.
         """
         if piece not in self._generators:
             generator = Generator(Philox(key=np.array([self.seed, key_of(piece)], dtype=np.uint64)))
             self._generators[piece] = generator, dict(generator.bit_generator.state)
         generator, fresh = self._generators[piece]
-        lane = _SHARED if shared else rank()
-        worker = get_worker_info()
-        if worker is not None:
-            lane = key_of(lane, worker.seed)
-        fresh["state"]["counter"][2:] = lane, step
+        counter = fresh["state"]["counter"]
+        counter[2] = self.lane(shared=True) if shared else self.lane() if lane is None else lane
+        counter[3] = step
         generator.bit_generator.state = fresh
         return generator
+
+    def lane(self, *, shared: bool = False) -> int:
+        """What sets this process apart: its rank, and in a loading worker also the worker's seed.
+
+        The DataLoader draws the workers' seeds anew every epoch, from its own generator.
+        """
+        lane = _SHARED if shared else rank()
+        worker = get_worker_info()
+        return lane if worker is None else key_of(lane, worker.seed)
 
     def __getstate__(self) -> int:
         return self.seed

@@ -68,7 +68,7 @@ class Targets:
                 f"This recipe needs one class id per image, got label rows of shape {tuple(self.pool.shape)}. "
                 "Give integer class ids, or take a recipe whose label and loss accept soft labels."
             )
-        return self.pool[self.sources]
+        return self.pool.take(self.sources).long()
 
     def dense(self, num_classes: int | None = None, smoothing: float = 0.0) -> Float[Tensor, "r c"]:
         """The (R, C) matrix of label shares; `smoothing` ε gives each source (1 - ε)·label + ε/C.
@@ -84,7 +84,7 @@ class Targets:
                 raise BatchError(
                     "Targets.dense needs the number of classes: give num_classes here or to mixwell.create."
                 )
-            rows = self.weights.new_zeros(len(self), count).scatter_add_(1, self.pool[self.sources], self.weights)
+            rows = self.weights.new_zeros(len(self), count).scatter_add_(1, self.classes, self.weights)
         else:
             rows = torch.einsum("rk,rk...->r...", self.weights.to(self.pool.dtype), self.pool[self.sources])
         if smoothing:

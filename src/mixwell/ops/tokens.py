@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixwell.core.errors import SiteError
 
-__all__ = ["grid_of", "token_shares"]
+__all__ = ["grid_of", "token_masks", "token_shares"]
 
 
 def grid_of(patches: int, aspect: float, where: str) -> tuple[int, int]:
@@ -24,12 +24,17 @@ def grid_of(patches: int, aspect: float, where: str) -> tuple[int, int]:
     raise SiteError(f"The {patches} patch tokens at {where!r} form no grid for images of height/width {aspect:g}.")
 
 
+def token_masks(masks: Float[Tensor, "r k h w"], patches: int) -> Float[Tensor, "r k gh gw"]:
+    """The masks on a grid of `patches` tokens, in fp32: each token takes its top-left pixel (nearest neighbour)."""
+    grid = grid_of(patches, masks.shape[-2] / masks.shape[-1], "masks")
+    return F.interpolate(masks.float(), size=grid, mode="nearest")
+
+
 def token_shares(masks: Float[Tensor, "r k h w"], weights: Float[Tensor, "r n"]) -> Float[Tensor, "r k"]:
     """Each source's share of a weight per token, in fp32; the shares of a row sum to 1.
 
-    A token belongs to the source that shows its top-left pixel (masks are resized by nearest neighbour).
+    A token belongs to the source that shows its top-left pixel.
     """
-    grid = grid_of(weights.shape[1], masks.shape[-2] / masks.shape[-1], "masks")
-    owned = F.interpolate(masks.float(), size=grid, mode="nearest").flatten(2)
+    owned = token_masks(masks, weights.shape[1]).flatten(2)
     parts = (owned * weights.float()[:, None]).sum(2)
     return parts / parts.sum(1, keepdim=True)

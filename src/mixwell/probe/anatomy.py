@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -93,10 +94,12 @@ class Anatomy:
         attentions: the self-attention inside each block.
         prefix: number of class, distillation and register tokens.
         class_token: whether the first token is a class token.
+        example: the images that the network was bound with, or None.
     """
 
     def __init__(self, net: nn.Module, example: Tensor | None = None) -> None:
         self.net = unwrapped(net)
+        self.example = example
         self.modules: dict[str, nn.Module] = {name: module for name, module in self.net.named_modules() if name}
         self.blocks, self.attentions = _blocks_of(self.modules)
         self.prefix, self.class_token = _prefix_of(self.net)
@@ -129,6 +132,20 @@ class Anatomy:
                 f"Its stages are {', '.join(self.stages) or 'not known'}."
             )
         return Site(which, self.has_tokens, self.prefix, _is_channels_last(self.net))
+
+    @cached_property
+    def classifier(self) -> str:
+        """Name of the last linear layer.
+
+        Raises:
+            ModelError: there is none.
+        """
+        found = [name for name, module in self.modules.items() if isinstance(module, nn.Linear)]
+        if not found:
+            raise ModelError(
+                f"{type(self.net).__name__} has no linear classifier, which this recipe replaces or copies."
+            )
+        return found[-1]
 
     def attention(self, block: int) -> tuple[str, nn.Module]:
         """Name and module of the self-attention of a block (-1 is the last).

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mixwell.core.errors import ModelError
-from mixwell.core.mix import Mix
 from mixwell.probe.anatomy import Anatomy, Site, unwrapped
 from mixwell.probe.attention import Heads, attention_rows, class_row, watch_heads
 
@@ -45,17 +44,33 @@ class Outputs:
     """What a pass returned.
 
     Attributes:
-        logits: (R, C).
-        mix: the finished mix of the pass, wherever it was made.
+        logits: (R, C), of the first view.
         seen: what was asked for; read it as `outputs[want]`.
+        others: (R, C) logits of each further view.
     """
 
     logits: Float[Tensor, "r c"]
-    mix: Mix | None = None
     seen: dict[Want, Tensor] = field(default_factory=dict)
+    others: tuple[Float[Tensor, "r c"], ...] = ()
 
     def __getitem__(self, want: Want) -> Tensor:
         return self.seen[want]
+
+    def split(self, views: int) -> Outputs:
+        """A pass over several views, one after the other along the rows, taken apart."""
+        if views == 1:
+            return self
+        first, *others = self.logits.chunk(views)
+        return Outputs(first, {want: tensor.chunk(views)[0] for want, tensor in self.seen.items()}, tuple(others))
+
+
+_Key = Want | str | None
+"""What a hook is for: seeing something, changing a site, or (None) replacing the classifier."""
+
+
+def _ordered(wants: Iterable[Want], sites: Iterable[str], *, head: bool) -> list[_Key]:
+    """Edits before wants, so that a want at an edited site sees what the rest of the network sees."""
+    return [*sites, *([None] if head else []), *wants]
 
 
 @dataclass(eq=False)
@@ -64,6 +79,7 @@ class _Pass:
 
     wants: frozenset[Want]
     edits: Mapping[str, Edit]
+    head: nn.Module | None
     aspect: float
     seen: dict[Want, Tensor] = field(default_factory=dict)
 
@@ -78,7 +94,7 @@ class Probe:
         self.net = unwrapped(net)
         self.anatomy = Anatomy(net, example)
         self._pass: _Pass | None = None
-        self._installed: set[Want | str] = set()
+        self._installed: set[_Key] = set()
 
     def belongs_to(self, model: nn.Module) -> bool:
         """Whether `model` is this probe's network, or a wrapper of it."""
@@ -102,12 +118,12 @@ class Probe:
                     "transformer with one, such as 'vit-s' or timm's 'deit_small_patch16_224'."
                 )
 
-    def install(self, wants: Iterable[Want], sites: Iterable[str]) -> None:
-        """Put hooks for these wants and editable sites in place for good, for networks that are to be compiled."""
-        keys: set[Want | str] = {*wants, *sites}
-        for key in keys - self._installed:
-            self._hook(key)
-        self._installed |= keys
+    def install(self, wants: Iterable[Want], sites: Iterable[str], *, head: bool = False) -> None:
+        """Put hooks in place for good, for networks that are to be compiled: wants, editable sites, the classifier."""
+        for key in _ordered(wants, sites, head=head):
+            if key not in self._installed:
+                self._hook(key)
+                self._installed.add(key)
 
     def run(
         self,
@@ -115,6 +131,7 @@ class Probe:
         *,
         wants: Iterable[Want] = (),
         edits: Mapping[str, Edit] | None = None,
+        head: nn.Module | None = None,
         call: Callable[[Tensor], Any] | None = None,
     ) -> Outputs:
         """One forward pass.
@@ -123,6 +140,7 @@ class Probe:
             images: (R, ...) input of the network.
             wants: what to see.
             edits: what to change, by the site's name.
+            head: a classifier to use in place of the network's.
             call: the callable to run, if it is not the network itself (a wrapper of it).
 
         Raises:
@@ -130,7 +148,7 @@ class Probe:
         """
         wants, edits = frozenset(wants), edits or {}
         aspect = images.shape[-2] / images.shape[-1] if images.ndim == 4 else 1.0
-        task = _Pass(wants, edits, aspect)
+        task = _Pass(wants, edits, head, aspect)
         with self._hooks(task):
             logits = logits_of((call or self.net)(images))
         if missed := [want for want in wants if want not in task.seen]:
@@ -143,8 +161,8 @@ class Probe:
 
     @contextmanager
     def _hooks(self, task: _Pass) -> Iterator[None]:
-        keys: set[Want | str] = {*task.wants, *task.edits}
-        handles = [handle for key in keys - self._installed for handle in self._hook(key)]
+        keys = _ordered(task.wants, task.edits, head=task.head is not None)
+        handles = [handle for key in keys if key not in self._installed for handle in self._hook(key)]
         outer, self._pass = self._pass, task
         try:
             yield
@@ -153,7 +171,9 @@ class Probe:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, key: Want | str) -> list[RemovableHandle]:
+    def _hook(self, key: _Key) -> list[RemovableHandle]:
+        if key is None:
+            return [self.anatomy.modules[self.anatomy.classifier].register_forward_hook(self._other_head)]
         if isinstance(key, str):
             return [self._watch_output(self.anatomy.site(key), self._edit)]
         if key.kind == "features":
@@ -178,6 +198,10 @@ class Probe:
             return None
         shown, prefix, back = site.show(output, self._pass.aspect)
         return back(*self._pass.edits[site.name](shown, prefix))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _other_head(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return None if self._pass is None or self._pass.head is None else self._pass.head(args[0])
 
     def _see(self, want: Want, site: Site, output: Tensor) -> None:
         if self._pass is not None and want in self._pass.wants:

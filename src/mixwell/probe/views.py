@@ -80,4 +80,4 @@ class Views:
                 loss = self.loss(outputs.logits.float(), self.batch.labels)
                 (outputs.seen[gradient],) = torch.autograd.grad(loss, images)
         seen = {want: tensor.detach() for want, tensor in outputs.seen.items()}
-        return Outputs(outputs.logits.detach(), seen=seen)
+        return Outputs(outputs.logits.detach(), seen)

@@ -71,12 +71,12 @@ class Box(Blend):
         def apply(x: Tensor) -> Tensor:
             return paste(x, partners, boxes_of(lam, centres, (x.shape[2], x.shape[3])))
 
-        def masks() -> Tensor:
+        def masks(mix: Mix) -> Tensor:
             inside = box_masks(boxes.to(images.device), size)
             return torch.cat((~inside, inside), 1).float()
 
         mixed = paste(images, partners, boxes)
-        return Mix.of_pair(mixed, partners, own, apply, lam=lam, area=own).with_masks(masks)
+        return Mix.of_pair(mixed, partners, own, apply, lam=lam, area=own, make_masks=masks)
 
 
 @method("cutmix", section="1.3", paper="1905.04899", venue="ICCV 2019")

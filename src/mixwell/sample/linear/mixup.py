@@ -34,10 +34,14 @@ def linear(
         own, other: (B, ...) floating.
         lam: (B,) or (1,) in [0, 1], any dtype; on the CPU, or on the images' device.
     """
+    return torch.lerp(other, own, _weight(own, lam))
+
+
+def _weight(own: Tensor, lam: Tensor) -> Tensor | float:
+    """λ as what `lerp` is fastest with: a number, or a tensor that broadcasts over the rows."""
     if lam.numel() == 1 and lam.device.type == "cpu" and not lam.requires_grad:
-        return torch.lerp(other, own, lam.item())
-    weight = lam.to(own.device, own.dtype, non_blocking=True).view(-1, *(1,) * (own.ndim - 1))
-    return torch.lerp(other, own, weight)
+        return lam.item()
+    return lam.to(own.device, own.dtype, non_blocking=True).view(-1, *(1,) * (own.ndim - 1))
 
 
 class Linear(Blend):
@@ -50,10 +54,13 @@ class Linear(Blend):
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
     ) -> Mix:
         def apply(x: Tensor) -> Tensor:
-            return linear(x, partners.of(x), lam)
+            return partners.of(x).lerp_(x, _weight(x, lam)) if not lam.requires_grad else linear(x, partners.of(x), lam)
 
-        mix = Mix.of_pair(apply(images), partners, lam, apply, lam=lam, area=lam)
-        return mix.with_masks(lambda: mix.weights[:, :, None, None])
+        return Mix.of_pair(apply(images), partners, lam, apply, lam=lam, area=lam, make_masks=_constant)
+
+
+def _constant(mix: Mix) -> Float[Tensor, "r k 1 1"]:
+    return mix.weights[:, :, None, None]
 
 
 @method("mixup", section="1.1", paper="1710.09412", venue="ICLR 2018")

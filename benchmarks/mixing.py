@@ -1,0 +1,190 @@
+"""What mixing a batch costs, ours beside timm, torchvision and Kornia, in lerps.
+
+    python -m benchmarks.mixing [--processes 5] [--rounds 60] [--only 32px] [--json FILE]
+
+A lerp is the time of `torch.lerp(x, x.flip(0), 0.3)` on the same batch in the same run. All entries take turns in one
+process, on one thread; the figure is the median over processes of (an entry's median time / the lerp's median time). Draws,
+label work and dense soft labels are included. timm mixes in place, so it is given a clone, whose time is included: a user who
+still needs the clean batch pays it too. glibc's allocator is pinned (large thresholds), since otherwise every fresh 19 MB
+result is mapped and faulted in anew and ratios shift up to sevenfold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+SHAPES = {"32px": (64, 3, 32, 32), "224px": (32, 3, 224, 224)}
+CLASSES = 100
+BARS = {  # entry: bars at 32 and 224 pixels
+    "mixwell mixup per batch": (1.8, 0.9),
+    "mixwell mixup per sample": (1.8, 0.9),
+    "mixwell cutmix per batch": (3.0, 1.0),
+    "mixwell cutmix per sample": (7.5, 2.0),
+}
+MODES = {  # entry of a peer: our entry in the same mode
+    "timm mixup batch": "mixwell mixup per batch",
+    "timm mixup elem": "mixwell mixup per sample",
+    "timm cutmix batch": "mixwell cutmix per batch",
+    "timm cutmix elem": "mixwell cutmix per sample",
+    "torchvision mixup": "mixwell mixup per batch",
+    "torchvision cutmix": "mixwell cutmix per batch",
+    "kornia mixup": "mixwell mixup per sample",
+    "kornia cutmix": "mixwell cutmix per sample",
+}
+_PINNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def entries(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """Everything that is timed, by name; each call mixes one batch of `shape` and makes its dense labels."""
+    import numpy as np
+    import torch
+
+    import mixwell
+
+    x = torch.randn(shape)
+    y = torch.randint(CLASSES, (shape[0],))
+    found: dict[str, Callable[[], object]] = {"lerp": lambda: torch.lerp(x, x.flip(0), 0.3), "clone": x.clone}
+
+    def ours(text: str) -> Callable[[], object]:
+        recipe = mixwell.create(text, CLASSES, pixels=mixwell.Pixels((0.5,), (0.25,)))
+
+        def call() -> object:
+            images, targets = recipe.mix_batch(x, y)
+            return images, targets.dense()
+
+        return call
+
+    for name in ("mixup", "cutmix"):
+        for per in ("batch", "sample"):
+            found[f"mixwell {name} per {per}"] = ours(f"{name}(per={per})")
+    found["mixwell k_mixup"] = ours("k_mixup")
+
+    from timm.data import Mixup
+
+    def timm(**options: object) -> Callable[[], object]:
+        mixup = Mixup(label_smoothing=0, num_classes=CLASSES, **options)
+        return lambda: mixup(x.clone(), y)
+
+    np.random.seed(0)  # noqa: NPY002  (timm draws from numpy's global state)
+    for mode in ("batch", "elem"):
+        device = {"device": "cpu"} if "device" in Mixup.__call__.__code__.co_varnames else {}
+        found[f"timm mixup {mode}"] = timm(mixup_alpha=1.0, cutmix_alpha=0.0, mode=mode, **device)
+        found[f"timm cutmix {mode}"] = timm(mixup_alpha=0.0, cutmix_alpha=1.0, mode=mode, **device)
+
+    from torchvision.transforms import v2
+
+    mix, cut = v2.MixUp(num_classes=CLASSES), v2.CutMix(num_classes=CLASSES)
+    found["torchvision mixup"], found["torchvision cutmix"] = lambda: mix(x, y), lambda: cut(x, y)
+
+    try:
+        from kornia.augmentation import RandomCutMixV2, RandomMixUpV2
+    except ImportError:
+        return found
+    kmix = RandomMixUpV2(data_keys=["input", "class"])
+    kcut = RandomCutMixV2(data_keys=["input", "class"])
+    found["kornia mixup"], found["kornia cutmix"] = lambda: kmix(x, y), lambda: kcut(x, y)
+    return found
+
+
+def measure(shape: tuple[int, ...], rounds: int) -> dict[str, float]:
+    """Median seconds of each entry, all taking turns in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    calls = entries(shape)
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_processes(name: str, processes: int, rounds: int) -> Iterator[dict[str, float]]:
+    """The medians of fresh processes, one after the other, with a pinned allocator."""
+    command = [sys.executable, "-m", "benchmarks.mixing", "--measure", name, "--rounds", str(rounds)]
+    for _ in range(processes):
+        done = subprocess.run(command, env=os.environ | _PINNED, capture_output=True, text=True, check=True)
+        yield json.loads(done.stdout.splitlines()[-1])
+
+
+def in_lerps(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median, least and greatest cost over the processes, in lerps, and the median in µs."""
+    table = {}
+    for entry in runs[0]:
+        ratios = [run[entry] / run["lerp"] for run in runs]
+        micros = statistics.median(run[entry] for run in runs) * 1e6
+        table[entry] = {"lerps": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "us": micros}
+    return table
+
+
+def verdicts(tables: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Every bar that was missed, and every peer that was faster in the same mode."""
+    missed = []
+    for place, size in enumerate(SHAPES):
+        table = tables.get(size, {})
+        for entry, bars in BARS.items():
+            if entry in table and table[entry]["lerps"] > bars[place]:
+                missed.append(f"{size}: {entry} takes {table[entry]['lerps']:.2f} lerps, the bar is {bars[place]:g}")
+        for peer, entry in MODES.items():
+            if peer in table and table[entry]["lerps"] > table[peer]["lerps"]:
+                missed.append(
+                    f"{size}: {entry} takes {table[entry]['lerps']:.2f} lerps, {peer} {table[peer]['lerps']:.2f}"
+                )
+    return missed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--only", choices=list(SHAPES))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", choices=list(SHAPES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(SHAPES[options.measure], options.rounds)))
+        return
+    tables = {}
+    for size in [options.only] if options.only else SHAPES:
+        tables[size] = in_lerps(list(in_processes(size, options.processes, options.rounds)))
+        print(f"\n{size}: {SHAPES[size]}, one lerp = {tables[size]['lerp']['us']:.0f} µs")
+        print(f"  {'entry':28} {'lerps':>7} {'min':>7} {'max':>7} {'µs':>9}")
+        for entry, row in tables[size].items():
+            print(f"  {entry:28} {row['lerps']:7.2f} {row['min']:7.2f} {row['max']:7.2f} {row['us']:9.0f}")
+    missed = verdicts(tables)
+    print("\n" + ("\n".join(missed) if missed else "Every bar holds."))
+    if options.json:
+        packages = {name: _version(name) for name in ("mixwell", "torch", "timm", "torchvision", "kornia", "numpy")}
+        report = {"versions": packages, "processes": options.processes, "rounds": options.rounds, "tables": tables}
+        options.json.write_text(json.dumps(report | {"missed": missed}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
