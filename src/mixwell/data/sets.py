@@ -346,7 +346,7 @@ def load(name: str, *, root: str | Path | None = None, augment: str | None = Non
     key, _, path = name.partition(":")
     if key not in _SETS or bool(path) != (key == "imagefolder"):
         raise DataError(
-            f"Unknown data set {name!r}: {closest(name, named())}. From Python, any pair: from_datasets(...)."
+            f"Unknown data set {name!r}: {closest(name, named())} From Python, any pair: from_datasets(...)."
         )
     build, known = _SETS[key]
     if unknown := sorted(options.keys() - set(known)):

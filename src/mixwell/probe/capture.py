@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -122,7 +123,7 @@ class Probe:
         """Put hooks in place for good, for networks that are to be compiled: wants, editable sites, the classifier."""
         for key in _ordered(wants, sites, head=head):
             if key not in self._installed:
-                self._hook(key)
+                self._hook(key, torch.compiler.disable)
                 self._installed.add(key)
 
     def run(
@@ -150,7 +151,7 @@ class Probe:
         aspect = images.shape[-2] / images.shape[-1] if images.ndim == 4 else 1.0
         task = _Pass(wants, edits, head, aspect)
         with self._hooks(task):
-            logits = logits_of((call or self.net)(images))
+            logits = logits_of((self.net if call is None else call)(images))
         if missed := [want for want in wants if want not in task.seen]:
             raise ModelError(
                 f"{type(self.net).__name__} did not pass through "
@@ -171,27 +172,29 @@ class Probe:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, key: _Key) -> list[RemovableHandle]:
+    def _hook(self, key: _Key, guard: Callable[[Any], Any] = lambda hook: hook) -> list[RemovableHandle]:
+        """Register the hooks of a key; `guard` wraps what they run."""
         if key is None:
-            return [self.anatomy.modules[self.anatomy.classifier].register_forward_hook(self._other_head)]
+            return [self.anatomy.modules[self.anatomy.classifier].register_forward_hook(guard(self._other_head))]
         if isinstance(key, str):
-            return [self._watch_output(self.anatomy.site(key), self._edit)]
+            return [self._watch_output(self.anatomy.site(key), self._edit, guard)]
         if key.kind == "features":
-            return [self._watch_output(self.anatomy.site(key.site), lambda site, output: self._see(key, site, output))]
+            return [self._watch_output(self.anatomy.site(key.site), partial(self._see, key), guard)]
         if key.kind == "class_attention" and isinstance(key.site, int):
             name, module = self.anatomy.attention(key.site)
-            return watch_heads(name, module, lambda heads: self._see_class_row(key, heads))
+            return watch_heads(name, module, guard(partial(self._see_class_row, key)))
         raise ModelError(f"A pass cannot show {key.kind!r}.")
 
-    def _watch_output(self, site: Site, act: Callable[[Site, Tensor], Tensor | None]) -> RemovableHandle:
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _watch_output(
+        self, site: Site, act: Callable[[Site, Tensor], Tensor | None], guard: Callable[[Any], Any]
+    ) -> RemovableHandle:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             changed = act(site, output if isinstance(output, Tensor) else output[0])
             if changed is None:
                 return None
             return changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
 
-        return self.anatomy.modules[site.name].register_forward_hook(hook)
+        return self.anatomy.modules[site.name].register_forward_hook(guard(hook))
 
     def _edit(self, site: Site, output: Tensor) -> Tensor | None:
         if self._pass is None or site.name not in self._pass.edits:
@@ -199,7 +202,6 @@ class Probe:
         shown, prefix, back = site.show(output, self._pass.aspect)
         return back(*self._pass.edits[site.name](shown, prefix))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _other_head(self, module: nn.Module, args: Any, output: Any) -> Any:
         return None if self._pass is None or self._pass.head is None else self._pass.head(args[0])
 
@@ -207,7 +209,6 @@ class Probe:
         if self._pass is not None and want in self._pass.wants:
             self._pass.seen[want] = site.show(output, self._pass.aspect)[0]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _see_class_row(self, want: Want, heads: Heads) -> None:
         if self._pass is not None and want in self._pass.wants:
             q, k, scale = heads

@@ -122,3 +122,13 @@ def test_batches_that_a_switch_leaves_plain_get_plain_cross_entropy():
     net = nn.Linear(5, 10)
     x, y = torch.randn(6, 5), torch.arange(6)
     torch.testing.assert_close(recipe(net, x, y), F.cross_entropy(net(x), y))
+
+
+@pytest.mark.parametrize("criterion", [Decoupled(1.0), DecoupledBinary("own", "pow", 1.0, 0.5)])
+def test_unmixed_targets_have_no_decoupled_terms(criterion):
+    """Terms of other methods (a clean loss beside the mixed one) hand the criterion unmixed rows."""
+    logits, classes = torch.randn(3, 7), torch.tensor([1, 4, 6])
+    rows = criterion.rows(logits, Targets.of(classes))
+    plain = F.cross_entropy(logits, classes, reduction="none")
+    binary = F.binary_cross_entropy_with_logits(logits, F.one_hot(classes, 7).float(), reduction="none").sum(1)
+    torch.testing.assert_close(rows, plain if isinstance(criterion, Decoupled) else binary)

@@ -91,6 +91,8 @@ class Decoupled(Criterion):
     def rows(self, logits: Float[Tensor, "r c"], targets: Targets) -> Float[Tensor, " r"]:
         logits, classes = logits.to(torch.promote_types(logits.dtype, torch.float32)), targets.classes
         mixed = -(targets.weights * F.log_softmax(logits, 1).gather(1, classes)).sum(1)
+        if classes.shape[1] == 1:  # a term's clean batch
+            return mixed
         return mixed + (self.side_weights(targets.weights) * decoupled(logits, classes)).sum(1)
 
 
@@ -115,7 +117,7 @@ class DecoupledBinary(Criterion):
         """(R, C) targets; at most 1 where both images are of one class."""
         shares = targets.weights
         new = rescaled(shares, self.rescale, self.exponent, self.threshold) if self.rescale != "none" else shares
-        if self.sides == "own":
+        if self.sides == "own" and shares.shape[1] == 2:
             new = torch.stack((new[:, 0], shares[:, 1]), 1)
         rows = new.new_zeros(len(targets), num_classes)
         return rows.scatter_add_(1, targets.classes, new).clamp_max(1)

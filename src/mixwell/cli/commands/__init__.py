@@ -1,0 +1,1 @@
+"""One module per command of `mixwell`; each takes its options as a frozen dataclass."""

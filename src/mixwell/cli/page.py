@@ -1,0 +1,111 @@
+"""What the registry knows of a method, as `mixwell list` and `mixwell show` present it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mixwell.core.axes import Piece, Slot
+from mixwell.core.registry import Method
+
+__all__ = ["Page", "needs_of", "parameter_docs", "settings_of"]
+
+_NAMES = r"\w+(?:, \w+)*"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A method in plain values.
+
+    Attributes:
+        slug: its name in recipes.
+        section: section of the survey.
+        family: the survey's title of the section, as its folder has it: "cutting".
+        title: its name in print.
+        summary: what it does, in one line.
+        paper: arXiv id.
+        venue: where it was published.
+        parameters: defaults by name.
+        essential: class of the piece that it fixes, by slot.
+        suggested: class of the piece that it proposes, by slot.
+        axes: the questions that it decides.
+        needs: what its essential pieces ask of the blend and of the network.
+    """
+
+    slug: str
+    section: str
+    family: str
+    title: str
+    summary: str
+    paper: str
+    venue: str
+    parameters: dict[str, Any]
+    essential: dict[str, str]
+    suggested: dict[str, str]
+    axes: tuple[str, ...]
+    needs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, entry: Method) -> Page:
+        """The page of a method with its default parameters."""
+        pieces = entry.build()
+        essential = pieces.essential
+        name, _, summary = entry.title.partition(": ")
+        return cls(
+            slug=entry.slug,
+            section=entry.section,
+            family=entry.build.__module__.split(".")[-2],
+            title=name,
+            summary=summary,
+            paper=entry.paper,
+            venue=entry.venue,
+            parameters={name: parameter.default for name, parameter in entry.parameters.items()},
+            essential=_by_slot(essential),
+            suggested=_by_slot(pieces.suggested),
+            axes=tuple(dict.fromkeys(piece.slot.axis for piece in _in_order(essential))),
+            needs=tuple(needs_of(essential)),
+        )
+
+
+def needs_of(pieces: Iterable[Piece]) -> list[str]:
+    """What pieces ask of the blend and of the network, in short words."""
+    found: set[str] = set()
+    for piece in pieces:
+        found |= {need.name.lower() for need in piece.needs}
+        looks = {want.kind for want in (*piece.wants(), *piece.views())}
+        found |= looks or ({"network"} if piece.network else set())
+    return sorted(name.replace("_", " ") for name in found)
+
+
+def settings_of(piece: Piece) -> str:
+    """The piece's class with what it was built from: `Beta(alpha=1.0, per=sample)`."""
+    given = {
+        name: value
+        for name, parameter in inspect.signature(type(piece)).parameters.items()
+        if (value := getattr(piece, name, None)) is not None and value != parameter.default
+    }
+    inside = ", ".join(f"{name}={value}" for name, value in given.items())
+    return f"{type(piece).__name__}({inside})" if inside else type(piece).__name__
+
+
+def parameter_docs(entry: Method) -> dict[str, str]:
+    """What the declaration of a method says about each parameter."""
+    text = (inspect.getdoc(entry.build) or "").partition("Args:")[2]
+    found = re.findall(rf"^({_NAMES}): (.*(?:\n(?!{_NAMES}: ).*\S.*)*)", text, re.MULTILINE)
+    return {name: " ".join(words.split()) for names, words in found for name in names.split(", ")}
+
+
+def _in_order(pieces: Iterable[Piece]) -> list[Piece]:
+    order = list(Slot)
+    return sorted(pieces, key=lambda piece: order.index(piece.slot))
+
+
+def _by_slot(pieces: Iterable[Piece]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for piece in _in_order(pieces):
+        name, slot = type(piece).__name__, piece.slot.value
+        found[slot] = f"{found[slot]} + {name}" if slot in found else name
+    return found
