@@ -66,12 +66,13 @@ class Case(dict[str, Array]):
     """The arrays that a replay is given, by name.
 
     Attributes:
-        wanted: names of the arrays that it must answer (names may carry parameters; the values stay hidden).
+        wanted: names and shapes of the arrays that it must answer (names may carry parameters, and a golden may keep
+            the first rows only; the values stay hidden).
     """
 
-    def __init__(self, arrays: Mapping[str, Array], wanted: Iterable[str] = ()) -> None:
+    def __init__(self, arrays: Mapping[str, Array], wanted: Mapping[str, tuple[int, ...]] | None = None) -> None:
         super().__init__(arrays)
-        self.wanted = frozenset(wanted)
+        self.wanted = dict(wanted or {})
 
     def tensor(self, name: str) -> Tensor:
         """The array as a tensor of its own shape and dtype."""
@@ -333,7 +334,8 @@ def _answers(
     replay: Callable[[Case], Mapping[str, Array]], arrays: Mapping[str, Array], given: list[str], wanted: list[str]
 ) -> dict[str, Array]:
     """What a replay returns for copies of the given arrays."""
-    answered = replay(Case({name: arrays[name].copy() for name in given}, wanted))
+    shapes = {name: arrays[name].shape for name in wanted}
+    answered = replay(Case({name: arrays[name].copy() for name in given}, shapes))
     return {name: np.asarray(array) for name, array in answered.items()}
 
 

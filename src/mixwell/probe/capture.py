@@ -120,7 +120,12 @@ class Probe:
                 )
 
     def install(self, wants: Iterable[Want], sites: Iterable[str], *, head: bool = False) -> None:
-        """Put hooks in place for good, for networks that are to be compiled: wants, editable sites, the classifier."""
+        """Put hooks in place for good, for networks that are to be compiled: wants, editable sites, the classifier.
+
+        Also tells torch.compile to look at hooks when it reuses compiled code, as it must where some of several equal
+        blocks have hooks.
+        """
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         for key in _ordered(wants, sites, head=head):
             if key not in self._installed:
                 self._hook(key, torch.compiler.disable)

@@ -108,9 +108,7 @@ def train(
         torch.set_num_threads(config.threads)
     on_gpu = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
-        # Else code compiled for one block would serve the next, whose hooks it does not know.
-        guarded = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False) if config.compile else nullcontext()
-        with torch.random.fork_rng(on_gpu), guarded:
+        with torch.random.fork_rng(on_gpu):
             engine = _Engine(config, identity, folder, accelerator, dataset, model, progress)
             return engine.run() if finished is None else engine.recall(finished)
     finally:
