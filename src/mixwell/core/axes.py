@@ -144,7 +144,6 @@ class Piece(nn.Module):
         network: whether it needs a network at all; without, it serves `Recipe.mix_batch`.
         shared: whether its draws are the same on all ranks (decisions of which site or branch).
         clean: whether it needs a training pass over the clean batch.
-        head: a classifier of its own that takes the place of the network's in the training pass over the mix.
     """
 
     slot: ClassVar[Slot]
@@ -152,7 +151,6 @@ class Piece(nn.Module):
     network: bool = False
     shared: bool = False
     clean: bool = False
-    head: nn.Module | None = None
 
     def draw(self, rows: int, rng: Generator) -> Any:
         """All random numbers of one step for a batch of `rows` images."""
@@ -167,11 +165,15 @@ class Piece(nn.Module):
         return ()
 
     def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
-        """Check what the network offers and build what the piece owns. Called once, by `Recipe.bind`.
+        """Check what the network offers and build what the piece owns. Called by `Recipe.bind`, under a seeded RNG.
 
         Raises:
             ModelError, SiteError: the network lacks what the piece needs.
         """
+
+    def mixed_classifier(self) -> nn.Module | None:
+        """A classifier of its own that takes the place of the network's in the training pass over the mix."""
+        return None
 
     def observe(self, step: Step) -> None:
         """Remember something of a finished step."""

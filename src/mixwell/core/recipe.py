@@ -36,7 +36,7 @@ from mixwell.core.criteria import BinaryCrossEntropy, PerSource, SoftCrossEntrop
 from mixwell.core.errors import BatchError, IncompatibleRecipe, MixwellError, OwnershipError, ParameterError, number_in
 from mixwell.core.mix import Mix
 from mixwell.core.plain import Beta, Input, Permutation, Shares
-from mixwell.core.rng import Streams
+from mixwell.core.rng import Streams, key_of, seeded
 from mixwell.core.targets import Targets
 from mixwell.core.turns import Turn
 from mixwell.probe import Outputs, Probe, Views, Want
@@ -77,10 +77,9 @@ class _Option(nn.Module):
         mixing = [] if self.blend is None else [self.place, self.pairing, self.ratio, self.blend, self.label]
         found = [self.alone, *mixing, self.criterion, *self.terms, self.wrapper]
         self.pieces = tuple(cast(Piece, piece) for piece in found if piece is not None)
+        self.names = {piece: self._name_of(piece) for piece in self.pieces}
         self.drawing = tuple(
-            (piece, f"{name}/{piece.slot}/{self.owners[piece] if piece.slot is Slot.TERM else ''}")
-            for piece in self.pieces
-            if type(piece).draw is not Piece.draw
+            (piece, f"{name}/{self.names[piece]}") for piece in self.pieces if type(piece).draw is not Piece.draw
         )
         # Submodules are found in `__dict__` first, so that a step does not pay for nn.Module's attribute look-up.
         self.__dict__.update(self._modules)
@@ -90,6 +89,14 @@ class _Option(nn.Module):
         self.clean_loss = (
             self.criterion if isinstance(self.criterion, BinaryCrossEntropy | PerSource) else SoftCrossEntropy()
         )
+
+    def _name_of(self, piece: Piece) -> str:
+        """Its slot; a term's is its method, and its own name where the method has several."""
+        if not isinstance(piece, Term):
+            return piece.slot.value
+        owner = self.owners[piece]
+        alone = sum(self.owners[cast(Term, term)] == owner for term in self.terms) == 1
+        return owner if alone else f"{owner}/{type(piece).__name__}"
 
     def draw(self, rows: int, streams: Streams, step: int) -> Draws:
         """Every random number of one step, each piece from a stream of its own."""
@@ -134,7 +141,7 @@ class _Option(nn.Module):
         parts = {"criterion": total.detach()}
         for term in self.terms:
             value = cast(Term, term).value(step, targets, self.criterion)
-            parts[self.owners[cast(Term, term)]] = value.detach()
+            parts[self.names[cast(Term, term)]] = value.detach()
             total = total + value
         if self.wrapper is not None:
             total = self.wrapper.wrap(total, step, targets, self.criterion)
@@ -148,7 +155,8 @@ class _Option(nn.Module):
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
         scene = Scene(batch, draws, looks, site, clock)
         views = self.views(scene)
-        head = next((piece.head for piece in self.pieces if piece.head is not None), None)
+        heads = (piece.mixed_classifier() for piece in self.pieces)
+        head = next((found for found in heads if found is not None), None)
         mixes: list[Mix] = []
 
         def mixed(parts: Sequence[Tensor]) -> Tensor:
@@ -283,18 +291,20 @@ class Recipe(nn.Module):
         self._probe = Probe(model, example)
         for option in self._each:
             for piece in option.pieces:
+                owner = option.owners.get(piece, type(piece).__name__)
                 try:
                     for want in (*piece.wants(), *piece.views()):
                         self._probe.check(want)
-                    piece.build(self._probe.anatomy, self.num_classes)
+                    with seeded(key_of(self._streams.seed, option.name, option.names[piece]), model):
+                        piece.build(self._probe.anatomy, self.num_classes)
                 except MixwellError as error:
-                    raise IncompatibleRecipe(f"{option.owners.get(piece, type(piece).__name__)}: {error}") from error
+                    raise IncompatibleRecipe(f"{owner}: {error}") from error
         return self
 
     def install_hooks(self, model: nn.Module) -> None:
         """Put the recipe's hooks into the network for good; call it before torch.compile, which must see them."""
         probe = self._probe_of(model)
-        heads = any(piece.head is not None for option in self._each for piece in option.pieces)
+        heads = any(piece.mixed_classifier() is not None for option in self._each for piece in option.pieces)
         probe.install(self.wants, self.sites, head=heads)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.random import Generator, Philox
+from torch import nn
 from torch.utils.data import get_worker_info
 
 from mixwell.core.errors import ParameterError
 
-__all__ = ["Streams", "key_of", "rank"]
+__all__ = ["Streams", "key_of", "rank", "seeded"]
 
 _SHARED = 2**64 - 1
 _WORD = 2**64 - 1
@@ -34,6 +37,15 @@ def rank() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return int(torch.distributed.get_rank())
     return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def seeded(key: int, net: nn.Module) -> Iterator[None]:
+    """Run a block with the generators of the CPU and of the network's devices seeded by `key`; then restore them."""
+    devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(key >> 1)
+        yield
 
 
 class Streams:

@@ -1,0 +1,109 @@
+"""Every ordered pair of methods trains one step, or is refused for a reason that the methods themselves declare."""
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+import torch
+from torch import nn
+
+import mixwell
+from mixwell.core.axes import Blend, Piece, Slot
+
+CLASSES = 7
+PIXELS = mixwell.Pixels((0.5,), (0.25,))
+
+
+def pieces_of(slugs: tuple[str, ...]) -> list[tuple[str, mixwell.Pieces]]:
+    return [(slug, mixwell.method_of(slug).build()) for slug in slugs]
+
+
+def unmet(piece: Piece, blend: Blend | None, met: frozenset) -> bool:
+    """Whether the piece cannot act beside this blend, read off what both declare."""
+    if piece.slot in (Slot.BLEND, Slot.SELF):
+        return False
+    in_loss = piece.slot in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER)
+    if blend is None:
+        return not (in_loss and piece.needs <= met)
+    idle = {
+        Slot.PAIRING: blend.partners == 0,
+        Slot.RATIO: not blend.takes_lam,
+        Slot.PLACE: not blend.hidden,
+    }
+    return idle.get(piece.slot, False) or not piece.needs <= blend.gives | met
+
+
+def refusal(slugs: tuple[str, ...]) -> str:
+    """Why the recipe must be refused, or ""."""
+    parts = pieces_of(slugs)
+    essential = [(slug, piece) for slug, found in parts for piece in found.essential]
+    exclusive = [piece.slot for _, piece in essential if piece.slot is not Slot.TERM]
+    for slot in set(exclusive):
+        if exclusive.count(slot) > 1:
+            return f"two answers for {slot}"
+    met = frozenset().union(*(getattr(piece, "gives", ()) for _, piece in essential if piece.slot is Slot.SELF))
+    blends = [piece for _, piece in essential if piece.slot is Slot.BLEND]
+    offered = [piece for _, found in parts for piece in found.suggested if piece.slot is Slot.BLEND]
+    if not blends:
+        suiting = [b for b in offered if not any(unmet(piece, b, met) for _, piece in essential)]
+        blends = (suiting or offered)[:1]
+    blend = blends[0] if blends else None
+    idle = [slug for slug, piece in essential if unmet(piece, blend, met)]
+    return f"{idle[0]} cannot act" if idle else ""
+
+
+def wants_attention(slugs: tuple[str, ...]) -> bool:
+    return any(
+        want.kind == "class_attention"
+        for _, found in pieces_of(slugs)
+        for piece in found.essential
+        for want in (*piece.wants(), *piece.views())
+    )
+
+
+def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
+    recipe.bind(net, example=images)
+    groups = recipe.parameter_groups(net)
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    losses = [turn for turn in recipe.turns(net, images, torch.arange(len(images)) % CLASSES)]
+    for turn in losses:
+        assert torch.isfinite(turn.loss)
+        optimizer.zero_grad()
+        turn.loss.backward()
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        assert gradients
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        assert any(gradient.abs().sum() > 0 for gradient in gradients)
+        optimizer.step()
+    recipe.after_step(net)
+
+
+@pytest.mark.matrix(keep=150)
+@pytest.mark.parametrize("pair", list(permutations(mixwell.methods(), 2)), ids="+".join)
+def test_pair_trains_or_is_refused(pair: tuple[str, str], cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]):
+    text = " + ".join(pair)
+    expected = refusal(pair)
+    if expected:
+        with pytest.raises(mixwell.IncompatibleRecipe) as caught:
+            mixwell.create(text, num_classes=CLASSES)
+        assert any(slug in str(caught.value) for slug in pair), expected
+        return
+    images = torch.randn(6, 3, 32, 32)
+    train(mixwell.create(text, num_classes=CLASSES, pixels=PIXELS), vit(CLASSES), images)
+    recipe = mixwell.create(text, num_classes=CLASSES, pixels=PIXELS)
+    if wants_attention(pair):
+        with pytest.raises(mixwell.IncompatibleRecipe, match="no self-attention"):
+            recipe.bind(cnn(CLASSES), example=images)
+        return
+    train(recipe, cnn(CLASSES), images)
+
+
+def test_refusals_exist_on_both_sides():
+    """The matrix must hold pairs of both kinds, or the test above proves nothing."""
+    pairs = list(permutations(mixwell.methods(), 2))
+    refused = [pair for pair in pairs if refusal(pair)]
+    assert 0 < len(refused) < len(pairs)
+    assert ("mixup", "cutmix") in refused
+    assert ("mixup", "transmix") in refused
+    assert ("cutmix", "transmix") not in refused
+    assert ("mixup", "decouplemix") not in refused
