@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all lint conformance clean
+.PHONY: help venv demo test test-all lint conformance docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	@touch $@
+
+demo: $(STAMP) ## compare six recipes in a few minutes; makes runs/demo/report.html
+	$(BIN)/mixwell demo
 
 test: $(STAMP) ## run the tests, with a sample of the full matrices
 	$(PYTEST) $(PYTEST_ARGS)
@@ -37,6 +40,9 @@ lint: $(STAMP) ## ruff and mypy --strict
 
 conformance: $(STAMP) ## compare every method with the outputs of its authors' code
 	$(BIN)/mixwell conformance
+
+docs: $(STAMP) ## write the methods' pages and the pictures that are missing
+	$(BIN)/python tools/make_docs.py
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

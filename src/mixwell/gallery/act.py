@@ -1,0 +1,158 @@
+"""One training step of a recipe, seen from beside it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixwell.core.axes import Piece, Step
+from mixwell.core.batch import Batch, Pixels
+from mixwell.core.clock import Clock
+from mixwell.core.errors import BatchError
+from mixwell.core.recipe import Recipe, create
+from mixwell.nets import create_net
+
+__all__ = ["Shown", "act", "fitted_net", "needs_network"]
+
+_STEPS = 40
+"""Steps that a small network is fitted to the pictures; it then tells them apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What a recipe made of one batch.
+
+    Attributes:
+        recipe: its text.
+        images: (R, C, H, W) pixels in [0, 1], one tensor per view of the batch; (R, D, h, w) hidden maps where `site`
+            is not None.
+        shares: (R, N) what the labels say, by class.
+        masks: (R, K, H, W) what each source contributes to each pixel; None for blends without masks, and where they
+            are constant.
+        classes: (R, K) the class of each source.
+        site: the hidden site of the mix, or None for the input.
+    """
+
+    recipe: str
+    images: tuple[Float[Tensor, "r c h w"], ...]
+    shares: Float[Tensor, "r n"]
+    masks: Float[Tensor, "r k h w"] | None = None
+    classes: Int[Tensor, "r k"] | None = None
+    site: str | None = None
+
+
+class _Watcher(Piece):
+    """A piece that answers nothing and keeps the finished step."""
+
+    step: Step | None = None
+
+    def observe(self, step: Step) -> None:
+        self.step = step
+
+
+def needs_network(recipe: Recipe) -> bool:
+    """Whether a picture of the recipe depends on a network's answers."""
+    pieces: list[Piece] = [piece for option in recipe.options for piece in cast(Any, option).pieces]
+    return any(piece.network or piece.wants() or piece.views() for piece in pieces)
+
+
+def fitted_net(
+    recipe: Recipe, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], num_classes: int
+) -> nn.Module:
+    """A small network fitted to the normalised pictures and their mirror images: `vit-s` where a recipe reads
+    attention, else `cnn-s`; one linear layer if the recipe asks for nothing.
+    """
+    channels = images.shape[1]
+    if not needs_network(recipe):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+    name = "vit-s" if any(want.kind == "class_attention" for want in recipe.wants) else "cnn-s"
+    net = create_net(name, num_classes, channels=channels, size=images.shape[2])
+    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    for step in range(_STEPS):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(net(images.flip(3) if step % 2 else images), labels)
+        torch.autograd.backward(loss)
+        optimiser.step()
+    return net
+
+
+def act(
+    recipe: str,
+    images: Float[Tensor, "b c h w"],
+    labels: Int[Tensor, " b"],
+    *,
+    num_classes: int,
+    seed: int = 0,
+    model: nn.Module | None = None,
+) -> Shown:
+    """Run one training step and keep what came of it.
+
+    Equal seeds draw equal partners and ratios for recipes that draw them alike. A recipe that switches shows what it
+    chose in its step 0.
+
+    Args:
+        images: (B, C, H, W) pixels in [0, 1].
+        labels: (B,) class ids.
+        num_classes: N.
+        seed: of the recipe's draws, and of the network's weights.
+        model: the network that recipes may look through, for images normalised to [-1, 1]; it is left as it was. A
+            small one, fitted to the images, if not given. Recipes with parameters of their own train them on the
+            images first.
+
+    Raises:
+        BatchError: the images are not floating pixels in [0, 1].
+        IncompatibleRecipe: the recipe cannot act, or not on this network.
+    """
+    if not images.is_floating_point() or images.ndim != 4 or images.amin() < 0 or images.amax() > 1:
+        raise BatchError(
+            f"The gallery shows floating images (B, C, H, W) with pixels in [0, 1], got {images.dtype} "
+            f"{tuple(images.shape)}. Undo the normalisation first."
+        )
+    pixels = Pixels((0.5,) * images.shape[1], (0.5,) * images.shape[1])
+    made = create(recipe, num_classes, seed=seed, pixels=pixels)
+    batch = Batch(pixels.normalise(images), labels, pixels)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        net = fitted_net(made, batch.images, labels, num_classes) if model is None else copy.deepcopy(model)
+        made.bind(net, batch.images)
+        if made.owns:
+            _train(made, net, batch)
+        return _shown(made, net, batch, num_classes)
+
+
+def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
+    """Train what the recipe owns, so that its picture is not that of random weights."""
+    optimiser = torch.optim.AdamW(recipe.parameter_groups(net), lr=2e-3)
+    for step in range(1, _STEPS + 1):
+        clock = Clock(step, total=_STEPS + 1)
+        for turn in recipe.turns(net, batch, clock=clock):
+            optimiser.zero_grad()
+            torch.autograd.backward(turn.loss)
+            optimiser.step()
+        recipe.after_step(net, clock)
+
+
+def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Shown:
+    watchers = [(cast(Any, option), _Watcher()) for option in recipe.options]
+    for option, watcher in watchers:
+        option.pieces = (*option.pieces, watcher)
+    turns = list(recipe.turns(net, batch, clock=Clock(0)))
+    ((option, step),) = [(option, watcher.step) for option, watcher in watchers if watcher.step is not None]
+    mix, site = step.mix, step.scene.site
+    further = () if site is not None else option.views(step.scene)[1:]
+    images = tuple(part.detach() for part in (mix.images, *map(mix.apply, further)))
+    if site is None and batch.pixels is not None:
+        images = tuple(batch.pixels.raw(part).clamp(0, 1) for part in images)
+    targets, masks = turns[-1].targets, mix.masks
+    assert targets is not None, "a step ends with the turn of its labels"
+    shares = targets.dense(num_classes).detach()
+    if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
+        return Shown(str(recipe), images, shares, site=site)
+    masks = masks.detach().expand(len(images[0]), -1, -1, -1)
+    return Shown(str(recipe), images, shares, masks, mix.pool[mix.sources], site)

@@ -1,0 +1,53 @@
+"""The generated pages are those of the registry."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from PIL import Image
+
+import mixwell
+
+
+@pytest.fixture(scope="module")
+def maker(root):
+    spec = importlib.util.spec_from_file_location("make_docs", root / "tools" / "make_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_page_per_method(root):
+    pages = {path.stem for path in (root / "docs" / "methods").glob("*.md")}
+    assert pages == set(mixwell.methods()), "run `make docs`"
+
+
+def test_texts_are_up_to_date(maker, root):
+    old = [
+        str(path.relative_to(root))
+        for path, text in maker.texts().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    assert not old, f"{', '.join(old)}: not what the registry says; run `make docs`"
+
+
+def test_every_visible_method_has_its_picture(maker, root):
+    wanted = {slug for slug in mixwell.methods() if maker.pictured(slug)}
+    pictures = {path.stem: path for path in (root / "docs" / "pictures").glob("*.png")}
+    assert set(pictures) == {*wanted, "mixes"}, "run `make docs`"
+    for path in pictures.values():
+        with Image.open(path) as picture:
+            picture.load()
+            assert 600 <= picture.width <= 1200, path
+
+
+def test_a_page_says_what_the_registry_says(maker):
+    for slug in mixwell.methods():
+        entry = mixwell.method_of(slug)
+        page = maker.method_page(maker.Page.of(entry))
+        assert f"https://arxiv.org/abs/{entry.paper}" in page
+        for name in entry.parameters:
+            assert f"| `{name}` |" in page
+        for piece in entry.build().essential:
+            assert f"`{type(piece).__name__}`" in page

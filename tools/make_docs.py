@@ -1,0 +1,298 @@
+"""Write what the registry knows: docs/methods, docs/index.md, the README's table of methods, and all pictures.
+
+    python tools/make_docs.py                    texts, and pictures that are missing
+    python tools/make_docs.py --pictures all     the same with every picture drawn anew
+    python tools/make_docs.py --pictures none    texts only
+
+Pictures need scikit-image, for its photographs: pip install "mixwell[all]".
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import runpy
+import shlex
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import mixwell
+from mixwell.cli.page import Page, parameter_docs
+from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot
+from mixwell.core.compose import LOSS_SLOTS
+from mixwell.gallery import sheet
+from mixwell.nets import create_net
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
+"""Columns of the README's picture."""
+HOST = "cutmix"
+"""What mixes the images for methods that only say something about labels or losses."""
+SEEDS = 5_000
+"""How many seeds are tried for one whose draws show something."""
+SIDE = 160
+CROPS = {
+    "astronaut": ("astronaut", (20, 0, 420, 400)),
+    "cat": ("chelsea", (90, 0, 390, 300)),
+    "coffee": ("coffee", (60, 0, 460, 400)),
+    "rocket": ("rocket", (130, 20, 520, 410)),
+}
+"""Name, scikit-image's function, and the square that is shown."""
+MARKS = "<!-- methods: written by tools/make_docs.py -->", "<!-- /methods -->"
+
+
+# Texts
+
+
+def texts() -> dict[Path, str]:
+    """Every generated text by its file."""
+    pages = [Page.of(mixwell.method_of(slug)) for slug in mixwell.methods()]
+    found = {DOCS / "methods" / f"{page.slug}.md": method_page(page) for page in pages}
+    found[DOCS / "index.md"] = (
+        "# Methods\n\nOne page per method, by section of the survey. A recipe adds methods up, such as "
+        f"`cutmix + decouplemix`; see the [README](../README.md).\n\n{table(pages, 'methods/')}\n"
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, start, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise SystemExit(f"README.md must contain the lines {MARKS[0]!r} and {MARKS[1]!r}, around its table.")
+    found[ROOT / "README.md"] = f"{before}{start}\n{table(pages, 'docs/methods/')}\n{end}{after}"
+    return found
+
+
+def table(pages: list[Page], folder: str) -> str:
+    """One row per method, with links into `folder`."""
+    rows = ["| method | what it does | decides | paper |", "|---|---|---|---|"]
+    for (section, family), members in groupby(pages, key=lambda page: (page.section, page.family)):
+        rows.append(f"| **{section} {family}** | | | |")
+        rows += [
+            f"| [`{page.slug}`]({folder}{page.slug}.md) | {cell(page.summary)} | {', '.join(page.axes)} | "
+            f"{page.venue}, {arxiv(page.paper)} |"
+            for page in members
+        ]
+    return "\n".join(rows)
+
+
+def method_page(page: Page) -> str:
+    """The page of one method."""
+    entry = mixwell.method_of(page.slug)
+    pieces = entry.build()
+    _, *paragraphs = entry.doc.split("\n\n")
+    citation, *body = paragraphs
+    split = next((i for i, text in enumerate(body) if text.startswith("Paper and code:")), len(body))
+    differences = "\n\n".join(body[split:]).removeprefix("Paper and code:").strip()
+    parts = [
+        f"# {page.title}",
+        f"{page.summary[:1].upper()}{page.summary[1:]}.",
+        *map(prose, body[:split]),
+        "## Use",
+        usage(page.slug),
+        *([picture(page)] if pictured(page.slug) else []),
+        "## Parameters",
+        parameters(page),
+        "## Pieces",
+        "Essential pieces are what the method is about; suggested ones give way to another method of the recipe.",
+        pieces_table(pieces),
+    ]
+    if needs := needs_lines(pieces.essential):
+        parts += ["## Needs", needs]
+    if differences:
+        parts += ["## Paper and code", prose(differences)]
+    replay = ROOT / "tests" / "conformance" / f"{page.slug}.py"
+    if replay.is_file():
+        source = " ".join(runpy.run_path(str(replay))["SOURCE"].split())
+        parts += ["## Conformance", f"Compared by `mixwell conformance` with: {source.rstrip('.')}."]
+    cited = prose(citation).replace(f"arXiv:{page.paper}", arxiv(page.paper))
+    parts += ["## Citation", f"{cited} Section {page.section} of the survey."]
+    return "\n\n".join(parts) + "\n"
+
+
+def usage(slug: str) -> str:
+    """Three lines of Python and one of the shell."""
+    text = recipe_text(slug)
+    attention = any(want.kind == "class_attention" for want in mixwell.create(text, 10).wants)
+    raw = needs_pixels(picture_text(slug))
+    create = f"mixwell.create({json.dumps(text)}, num_classes=10{', pixels=pixels' if raw else ''})"
+    parts = [
+        f"```python\nimport mixwell\n\nrecipe = {create}\nloss = recipe(model, images, labels)\n```",
+        "`pixels` says how the images were normalised: `mixwell.Pixels(mean, std)`." if raw else "",
+        f"```\nmixwell train --recipe {shlex.quote(text)}{' --model vit-s' if attention else ''}\n```",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def needs_pixels(text: str) -> bool:
+    """Whether the recipe looks at raw pixels; it says so when it misses them."""
+    recipe = mixwell.create(text, 4)
+    attention = any(want.kind == "class_attention" for want in recipe.wants)
+    net, images = create_net("vit-s" if attention else "cnn-s", 4), torch.rand(4, 3, 32, 32)
+    try:
+        next(recipe.bind(net, images).turns(net, images, torch.arange(4)))
+    except mixwell.BatchError as error:
+        if "raw pixels" not in str(error):
+            raise
+        return True
+    return False
+
+
+def parameters(page: Page) -> str:
+    """A row per parameter."""
+    if not page.parameters:
+        return "None."
+    docs = parameter_docs(mixwell.method_of(page.slug))
+    rows = [f"| `{name}` | `{default!r}` | {cell(docs[name])} |" for name, default in page.parameters.items()]
+    return "\n".join(["| name | default | |", "|---|---|---|", *rows])
+
+
+def pieces_table(pieces: mixwell.Pieces) -> str:
+    """A row per piece, in the order of the axes."""
+    order = list(Slot)
+    roles = [
+        *((piece, "essential") for piece in pieces.essential),
+        *((piece, "suggested") for piece in pieces.suggested),
+    ]
+    rows = [
+        f"| {piece.slot.axis} | `{type(piece).__name__}` | {cell(first_sentence(piece))} | {role} |"
+        for piece, role in sorted(roles, key=lambda pair: order.index(pair[0].slot))
+    ]
+    return "\n".join(["| axis | piece | | |", "|---|---|---|---|", *rows])
+
+
+def needs_lines(pieces: tuple[Piece, ...]) -> str:
+    """What the essential pieces ask of the blend and of the network."""
+    order = list(Need)
+    asked = sorted({need for piece in pieces for need in piece.needs}, key=order.index)
+    looks = sorted({want.kind.replace("_", " ") for piece in pieces for want in (*piece.wants(), *piece.views())})
+    lines = [f"- of the mixes: {need.value}" for need in asked]
+    lines += [f"- of the network: its {look}" for look in looks]
+    if not looks and any(piece.network for piece in pieces):
+        lines.append("- a network at hand: it cannot be used with `mix_batch`")
+    return "\n".join(lines)
+
+
+def first_sentence(piece: Piece) -> str:
+    return " ".join((inspect.getdoc(type(piece)) or "").partition("\n\n")[0].split())
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: only asterisks outside code mean something else there."""
+    return "".join(part if i % 2 else part.replace("*", r"\*") for i, part in enumerate(re.split(r"(`[^`]*`)", text)))
+
+
+def cell(text: str) -> str:
+    return prose(text).replace("|", r"\|")
+
+
+def arxiv(paper: str) -> str:
+    return f"[arXiv:{paper}](https://arxiv.org/abs/{paper})"
+
+
+def recipe_text(slug: str) -> str:
+    """The method alone if it makes images of its own, beside a host if it does not."""
+    pieces = mixwell.method_of(slug).build()
+    acts = any(isinstance(piece, Blend | SelfBlend) for piece in (*pieces.essential, *pieces.suggested))
+    return slug if acts else f"{HOST} + {slug}"
+
+
+# Pictures
+
+
+def pictured(slug: str) -> bool:
+    """Whether the method can be seen: it changes images, maps or labels, not only the loss."""
+    return any(piece.slot not in LOSS_SLOTS for piece in mixwell.method_of(slug).build().essential)
+
+
+def picture_text(slug: str) -> str:
+    """The recipe of the picture: it always mixes, and in the network's first stage if it mixes hidden maps."""
+    entry = mixwell.method_of(slug)
+    given = []
+    if entry.gate and entry.build().prob < 1:
+        given.append(f"{entry.gate}=1.0")
+    if "sites" in entry.parameters:
+        given.append("sites=(1,)")
+    call = f"{slug}({', '.join(given)})" if given else slug
+    return recipe_text(slug).replace(slug, call)
+
+
+def picture(page: Page) -> str:
+    return (
+        f"![Four photographs, and what {page.title} makes of them](../pictures/{page.slug}.png)\n\n"
+        "Bars show the labels; see [how the pictures are made](../pictures/README.md)."
+    )
+
+
+def photographs() -> tuple[Tensor, list[str]]:
+    """(4, 3, 160, 160) pixels in [0, 1], and their names."""
+    from skimage import data
+
+    found = []
+    for function, box in CROPS.values():
+        square = Image.fromarray(getattr(data, function)()).crop(box).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        found.append(torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255)
+    return torch.stack(found), list(CROPS)
+
+
+def telling_seed(images: Tensor) -> int:
+    """The first seed that mixes no photograph with itself, and with shares that can be seen."""
+
+    def telling(seed: int, text: str) -> bool:
+        _, targets = mixwell.create(text, len(images), seed=seed).mix_batch(images, torch.arange(len(images)))
+        shares = targets.dense()
+        return bool((shares.amax(1) < 0.8).all())
+
+    for seed in range(SEEDS):
+        if all(telling(seed, text) for text in ("mixup", "cutmix")):
+            return seed
+    raise SystemExit(f"None of {SEEDS} seeds mixes every photograph with another by a share of at least 20%.")
+
+
+def draw(which: str) -> None:
+    """Draw the pictures that are missing, or all of them, and drop those of methods that are gone."""
+    folder = DOCS / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {folder / f"{slug}.png": slug for slug in mixwell.methods() if pictured(slug)}
+    for path in set(folder.glob("*.png")) - {*wanted, folder / "mixes.png"}:
+        path.unlink()
+    images, names = photographs()
+    seed = telling_seed(images)
+    for path, slug in wanted.items():
+        if which == "all" or not path.is_file():
+            # 256 colours are enough for a method's page, and a fourth of the bytes.
+            save(sheet([picture_text(slug)], images, names, seed=seed).quantize(256), path)
+    mixes = folder / "mixes.png"
+    if which == "all" or not mixes.is_file():
+        save(sheet(MIXES, images, names, seed=seed, across=True, columns=3), mixes)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    picture.save(path, optimize=True)
+    print(f"drew {path.relative_to(ROOT)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write docs/ and the README's table from the registry.")
+    parser.add_argument("--pictures", choices=("missing", "all", "none"), default="missing")
+    which = parser.parse_args().pictures
+    wanted = texts()
+    for path in set((DOCS / "methods").glob("*.md")) - set(wanted):
+        path.unlink()
+    for path, text in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    if which != "none":
+        draw(which)
+
+
+if __name__ == "__main__":
+    main()
