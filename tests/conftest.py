@@ -25,7 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.matrix_seed is None:  # the controller of xdist hands its options, so also this date, to its workers
+    if (
+        config.option.matrix_seed is None
+    ):  # the controller of xdist hands its options, so also this date, to its workers
         config.option.matrix_seed = int(datetime.date.today().strftime("%Y%m%d"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // workers)))

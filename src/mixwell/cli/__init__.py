@@ -19,6 +19,7 @@ from mixwell.core.errors import MixwellError, closest
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
+    "demo": "compare recipes on the data that comes with mixwell, in a few minutes, and make a page of it",
     "list": "all methods, and which questions they answer",
     "show": "a method's page, or what a recipe does; with --model, whether a network suits it",
     "train": "train a network with a recipe; the same command again resumes the run",

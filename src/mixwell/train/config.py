@@ -89,7 +89,7 @@ class TrainConfig:
     at 1 - (1 + step)^(-2/3)."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision; fp16 needs a GPU."""
-    channels_last: bool = False
+    channels_last: bool = True
     """Keep images and weights in channels-last memory, which is faster for most convolutional networks."""
     compile: bool = False
     """Compile the network with torch.compile."""

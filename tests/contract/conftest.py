@@ -1,0 +1,134 @@
+"""The registry as test cases: every method, and every option of its switch, drawn and mixed by hand.
+
+A test with an argument `slug` runs for each method; with `slug` and `which`, for each option of each that mixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mixwell
+from mixwell.core.axes import Blend, Piece
+from mixwell.core.registry import method_of
+from mixwell.core.rng import Streams
+
+HOST = "cutmix"
+"""What mixes the images for methods that only say something about labels or losses."""
+
+PIXELS = mixwell.Pixels((0.5,), (0.25,))
+
+
+def text_of(slug: str, **parameters: object) -> str:
+    """The method alone if it mixes images, beside a host if it does not; `parameters` go to whom has them."""
+    if slug == "none":
+        return slug
+    entry = method_of(slug)
+    pieces = entry.build()
+    mixes = any(isinstance(piece, Blend) for piece in (*pieces.essential, *pieces.suggested))
+
+    def call(name: str) -> str:
+        known = method_of(name).parameters
+        inside = ", ".join(f"{key}={value!r}" for key, value in parameters.items() if key in known)
+        return f"{name}({inside})"
+
+    return call(slug) if mixes else f"{call(HOST)} + {call(slug)}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "slug" not in metafunc.fixturenames or "slug" in given:
+        return
+    if "which" not in metafunc.fixturenames:
+        metafunc.parametrize("slug", mixwell.methods())
+        return
+    acts = [
+        pytest.param(slug, which, id=f"{slug}-{which}" if which else slug)
+        for slug in mixwell.methods()
+        for which, option in enumerate(mixwell.create(text_of(slug)).options)
+        if option.blend is not None
+    ]
+    metafunc.parametrize(("slug", "which"), acts)
+
+
+@dataclass(frozen=True)
+class Act:
+    """One option of a recipe, mixing outside a training step."""
+
+    recipe: mixwell.Recipe
+    which: int
+    network_for: Callable[..., nn.Module]
+
+    @property
+    def option(self) -> Any:
+        return self.recipe.options[self.which]
+
+    @property
+    def looks(self) -> bool:
+        """Whether the mix depends on what a network sees."""
+        return any(piece.network for piece in (self.option.pairing, self.option.ratio, self.option.blend))
+
+    def draws(self, rows: int, seed: int = 0, step: int = 0) -> mixwell.Draws:
+        return self.option.draw(rows, Streams(seed), step)
+
+    def mix(self, images: Tensor, labels: Tensor | None = None, draws: mixwell.Draws | None = None) -> mixwell.Mix:
+        """Labels are the row numbers, so that a wrong partner shows."""
+        batch = mixwell.Batch(images, torch.arange(len(images)) if labels is None else labels, PIXELS)
+        drawn = self.draws(len(images)) if draws is None else draws
+        views = None
+        if self.looks:
+            net = self.network_for(self.recipe, channels=images.shape[1], size=tuple(images.shape[2:])).to(images.dtype)
+            views = mixwell.Views(mixwell.Probe(net, images), batch, self.option.view_wants, self._loss)
+        return self.option.mix(images, mixwell.Scene(batch, drawn, views))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.option.clean_loss(logits, mixwell.Targets.of(labels))
+        return loss
+
+    def with_draws(self, rows: int, changes: dict[Piece, Any]) -> mixwell.Draws:
+        """The draws of step 0, but for those of some pieces."""
+        return mixwell.Draws({**self.draws(rows).of, **changes})
+
+
+@pytest.fixture(scope="session")
+def act(network_for: Callable[..., nn.Module]) -> Callable[..., Act]:
+    """`act("cutmix", 0, per="batch")`: the first option of cutmix(per='batch')."""
+
+    def make(slug: str, which: int = 0, **parameters: object) -> Act:
+        return Act(mixwell.create(text_of(slug, **parameters), 7, pixels=PIXELS), which, network_for)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recipe_for() -> Callable[..., mixwell.Recipe]:
+    """`recipe_for("cutmix", per="batch", seed=1)`: parameters of the method and options of `create`, 7 classes."""
+    options = ("seed", "criterion", "label_smoothing", "class_weights")
+
+    def make(slug: str, **given: Any) -> mixwell.Recipe:
+        settings = {name: given.pop(name) for name in options if name in given}
+        return mixwell.create(text_of(slug, **given), 7, pixels=PIXELS, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def network_for(cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The smallest network that has what a recipe declares to need, with the recipe bound to it."""
+
+    def make(
+        recipe: mixwell.Recipe, classes: int = 7, channels: int = 3, size: tuple[int, int] = (32, 32)
+    ) -> nn.Module:
+        attention = any(want.kind == "class_attention" for want in recipe.wants)
+        model = vit(classes, channels, size) if attention else cnn(classes, channels)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            recipe.bind(model, torch.randn(2, channels, *size))
+        return model
+
+    return make

@@ -1,0 +1,40 @@
+"""Defaults are the papers'; one row per method, from the paper's own tables."""
+
+from __future__ import annotations
+
+import inspect
+
+from mixwell.core.registry import method_of
+
+PAPER = {
+    "mixup": {"alpha": 1.0, "prob": 1.0},
+    "cutmix": {"alpha": 1.0, "prob": 1.0},
+    "manifold_mixup": {"alpha": 2.0, "sites": (0, 1, 2), "criterion": "cross_entropy", "prob": 1.0},
+    "k_mixup": {"k": 16, "alpha": 1.0},
+    "puzzlemix": {"alpha": 1.0, "labels": 3, "beta": 1.2, "gamma": 0.5, "eta": 0.2, "t_eps": 0.8},
+    "augmix": {"severity": 3.0, "width": 3, "alpha": 1.0, "weight": 12.0},
+    "automix": {"alpha": 2.0, "reduction": 2, "upsample": "nearest", "lam_margin": 0.08, "epsilon": 0.1, "gamma": 0.1},
+    "decouplemix": {"variant": "ce", "sides": "both", "exponent": 1.0},
+    "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
+}
+"""What the papers say; `per` is "sample" and `prob` is 1 everywhere."""
+
+
+def test_defaults_are_the_papers(slug):
+    assert slug in PAPER, "add the method's paper defaults to the table"
+    declared = {name: parameter.default for name, parameter in method_of(slug).parameters.items()}
+    assert {name: declared[name] for name in PAPER[slug]} == PAPER[slug]
+    assert declared.get("per", "sample") == "sample"
+    assert declared.get("prob", 1.0) == 1.0
+
+
+def test_the_entry_is_complete(slug):
+    entry = method_of(slug)
+    assert entry.slug == slug
+    assert entry.section[0] in "12"
+    assert entry.paper.replace(".", "").isdigit()
+    assert entry.venue[-4:].isdigit()
+    assert entry.title
+    assert f"arXiv:{entry.paper}" in entry.doc
+    documented = inspect.getdoc(entry.build) or ""
+    assert all(f"{name}:" in documented for name in entry.parameters), "a parameter is not documented"

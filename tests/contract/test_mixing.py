@@ -1,0 +1,240 @@
+"""Rules that every sample policy keeps, whatever network comes after it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import mixwell
+from mixwell.core.axes import Need
+from mixwell.core.plain import Beta, Permutation
+from mixwell.sample.cutting.cutmix import Box
+
+SIZES = [(32, 32), (24, 40), (9, 5)]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+SHAPES = list(itertools.product([1, 2, 7], SIZES, [1, 3, 4], DTYPES, LAYOUTS, ["sample", "batch"]))
+
+MIDDLE = {Box: np.array([[0.5, 0.5]])}
+"""Draws under which λ = 0 shows nothing but the partner, for blends that have such."""
+
+
+def pictures(rows, channels=3, size=(24, 40), dtype=torch.float32):
+    return torch.randn(rows, channels, *size).to(dtype)
+
+
+def row_numbers(rows, size):
+    return torch.arange(rows, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, *size).contiguous()
+
+
+def describe(case):
+    rows, size, channels, dtype, layout, per = case
+    return f"{rows}x{channels}x{size[0]}x{size[1]}-{dtype}-{layout}-{per}".replace("torch.", "")
+
+
+@pytest.mark.matrix(keep=60)
+@pytest.mark.parametrize("case", SHAPES, ids=describe)
+def test_any_shape_dtype_and_layout(act, slug, which, case):
+    rows, size, channels, dtype, layout, per = case
+    policy = act(slug, which, per=per)
+    blend = policy.option.blend
+    if policy.looks and dtype != torch.float32:
+        pytest.skip("the precision is the network's, see test_training")
+    images = pictures(rows, channels, size, dtype).contiguous(memory_format=layout)
+    labels = torch.arange(rows)
+    before = images.clone(), labels.clone()
+    mix = policy.mix(images, labels)
+
+    assert torch.equal(images, before[0]), "the images were modified"
+    assert torch.equal(labels, before[1]), "the labels were modified"
+    assert mix.images.shape[1:] == images.shape[1:]
+    assert mix.images.dtype == dtype
+    assert mix.images.is_contiguous(memory_format=layout)
+    assert torch.isfinite(mix.images).all()
+    assert mix.images.untyped_storage().data_ptr() != images.untyped_storage().data_ptr(), "the mix shares memory"
+    assert mix.weights.dtype == torch.float32
+    assert mix.weights.shape == mix.sources.shape
+    assert mix.sources.min() >= 0
+    assert mix.sources.max() < len(mix.pool)
+    assert torch.equal(mix.pool, labels)
+    assert not mix.pool.is_floating_point()
+    assert torch.equal(mix.apply(images), mix.images), "apply mixes otherwise than the images were mixed"
+    if Need.SIMPLEX in blend.gives:
+        assert (mix.weights >= 0).all()
+        torch.testing.assert_close(mix.weights.sum(1), torch.ones(len(mix.weights)))
+    if Need.OWN_ROW in blend.gives:
+        assert torch.equal(mix.sources[:, 0], torch.arange(rows))
+
+
+@pytest.mark.matrix(keep=12)
+@pytest.mark.parametrize("per", ["sample", "batch"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_last_gives_the_same_mix(act, slug, which, channels, per):
+    policy = act(slug, which, per=per)
+    images = pictures(7, channels)
+    plain = policy.mix(images).images
+    other = policy.mix(images.contiguous(memory_format=torch.channels_last)).images
+    if policy.looks:
+        torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-3)
+    else:
+        assert torch.equal(other, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_low_and_high_precision_agree_with_fp32(act, slug, which, dtype):
+    policy, images = act(slug, which), pictures(7)
+    if policy.looks:
+        pytest.skip("the precision is the network's, see test_training")
+    mix, expected = policy.mix(images.to(dtype)), policy.mix(images)
+    tolerance = {torch.float64: 1e-6, torch.float16: 5e-3, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(mix.images.float(), expected.images, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(mix.weights, expected.weights)
+
+
+def test_lambda_1_is_the_own_image_and_label(act, slug, which):
+    policy, images = act(slug, which), pictures(7)
+    if not isinstance(policy.option.ratio, Beta):
+        pytest.skip("λ is not drawn")
+    mix = policy.mix(images, draws=policy.with_draws(7, {policy.option.ratio: np.ones(7)}))
+    assert torch.equal(mix.images, images)
+    assert torch.equal(mix.weights, torch.tensor([[1.0, 0.0]]).expand(7, 2))
+
+
+def test_lambda_0_is_the_partner(act, slug, which):
+    policy, images = act(slug, which), pictures(7)
+    if not isinstance(policy.option.ratio, Beta):
+        pytest.skip("λ is not drawn")
+    changes = {policy.option.ratio: np.zeros(7)}
+    for kind, middle in MIDDLE.items():
+        if isinstance(policy.option.blend, kind):
+            changes[policy.option.blend] = middle.repeat(7, 0)
+    mix = policy.mix(images, draws=policy.with_draws(7, changes))
+    assert torch.equal(mix.images, images[mix.sources[:, 1]])
+    assert torch.equal(mix.weights, torch.tensor([[0.0, 1.0]]).expand(7, 2))
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_a_batch_paired_with_itself_stays_as_it_is(act, slug, which, per):
+    policy, images = act(slug, which, per=per), pictures(7)
+    if not isinstance(policy.option.pairing, Permutation):
+        pytest.skip("partners are not drawn")
+    mix = policy.mix(images, draws=policy.with_draws(7, {policy.option.pairing: np.arange(7)}))
+    assert torch.equal(mix.images, images)
+    assert torch.equal(mix.sources, torch.arange(7)[:, None].expand(7, 2))
+
+
+def test_lambda_weights_the_own_row(act, slug, which):
+    """The own row's share, read off the image itself: every image shows its own axis of a one-hot colour space."""
+    policy = act(slug, which)
+    if Need.OWN_ROW not in policy.option.blend.gives or not isinstance(policy.option.pairing, Permutation):
+        pytest.skip("no own row")
+    images = torch.eye(7)[:, :, None, None].expand(7, 7, 24, 40).contiguous()
+    derangement = np.roll(np.arange(7), 1)
+    mix = policy.mix(images, draws=policy.with_draws(7, {policy.option.pairing: derangement}))
+    shown = mix.images.mean((2, 3))
+    torch.testing.assert_close(shown.diagonal(), mix.weights[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        shown[torch.arange(7), torch.from_numpy(derangement)], mix.weights[:, 1], atol=1e-5, rtol=0
+    )
+    assert ((shown > 0.01) & (shown < 0.99)).any(), "nothing was mixed, so the test saw nothing"
+
+
+def test_permuting_batch_and_draws_permutes_the_mix(act, slug, which):
+    policy, images = act(slug, which), pictures(7)
+    if policy.looks or not isinstance(policy.option.pairing, Permutation):
+        pytest.skip("partners are not drawn, or a network looks at the batch")
+    order = np.random.permutation(7)  # noqa: NPY002
+    place = np.argsort(order)
+    draws = policy.draws(7)
+    moved = {
+        piece: place[drawn[order]] if piece is policy.option.pairing else drawn[order]
+        for piece, drawn in draws.of.items()
+        if isinstance(drawn, np.ndarray) and len(drawn) == 7
+    }
+    mix = policy.mix(images, draws=draws)
+    other = policy.mix(images[order], draws=mixwell.Draws({**draws.of, **moved}))
+    assert torch.equal(other.images, mix.images[order])
+    assert torch.equal(other.weights, mix.weights[order])
+    assert torch.equal(torch.from_numpy(order)[other.sources], mix.sources[order])
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_masks_times_sources_is_the_mix(act, slug, which, per):
+    policy, images = act(slug, which, per=per), pictures(7)
+    mix = policy.mix(images)
+    if mix.masks is None:
+        assert Need.MASKS not in policy.option.blend.gives
+        pytest.skip("the blend has no masks")
+    masks = mix.masks.expand(7, -1, *mix.masks.shape[-2:])
+    torch.testing.assert_close(masks.sum(1), torch.ones(masks.shape[0], *masks.shape[-2:]))
+    rebuilt = torch.einsum("rkhw,rkchw->rchw", masks.expand(-1, -1, 24, 40), images[mix.sources])
+    torch.testing.assert_close(mix.images, rebuilt)
+    if Need.MASKS in policy.option.blend.gives:
+        torch.testing.assert_close(masks.expand(-1, -1, 24, 40).mean((2, 3)), mix.weights)
+
+
+def test_an_index_map_shows_which_row_is_where(act, slug, which):
+    policy = act(slug, which)
+    mix = policy.mix(pictures(7))
+    shown = mix.apply(row_numbers(7, (24, 40)))[:, 0]
+    rows = mix.sources.float()
+    if Need.MASKS in policy.option.blend.gives:
+        masks = mix.masks.expand(7, -1, 24, 40)
+        torch.testing.assert_close(shown, torch.einsum("rkhw,rk->rhw", masks, rows))
+    low, high = rows.min(1).values[:, None, None], rows.max(1).values[:, None, None]
+    assert ((shown >= low - 1e-5) & (shown <= high + 1e-5)).all()
+
+
+def test_apply_serves_other_resolutions(act, slug, which):
+    policy = act(slug, which)
+    mix = policy.mix(pictures(7, size=(32, 48)))
+    small = mix.apply(row_numbers(7, (8, 12)))
+    assert small.shape == (7, 1, 8, 12)
+    shares = mix.share(torch.eye(7))
+    torch.testing.assert_close(shares.sum(1), torch.ones(7))
+
+
+def test_one_draw_per_batch_mixes_all_rows_alike(act, slug, which):
+    if act(slug, which).looks:
+        pytest.skip("a network looks at each image")
+    one, each = act(slug, which, per="batch").mix(pictures(7)), act(slug, which).mix(pictures(7))
+    assert len(one.weights.unique(dim=0)) == 1
+    assert len(each.weights.unique(dim=0)) > 1
+    if Need.MASKS in act(slug, which).option.blend.gives:
+        assert len(one.masks.unique(dim=0)) == 1
+        assert len(each.masks.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 3, 11), (7, 3, 4, 6, 5)], ids=["table", "signal", "video"])
+def test_blends_without_a_grid_mix_any_shape(act, slug, which, shape):
+    policy, x = act(slug, which), torch.randn(shape)
+    if policy.looks:
+        pytest.skip("the shape is the network's")
+    if policy.option.blend.grid:
+        with pytest.raises(mixwell.BatchError, match=r"expected images \(B, C, H, W\), got .*take a recipe such as"):
+            policy.mix(x)
+        return
+    mix = policy.mix(x)
+    weights = mix.weights.view(7, 2, *(1,) * (x.ndim - 1))
+    torch.testing.assert_close(mix.images, (x[mix.sources] * weights).sum(1))
+
+
+@pytest.mark.parametrize("kind", ["ids", "int32", "rows"])
+def test_labels_keep_their_kind(act, slug, which, kind):
+    labels = {"ids": torch.arange(7), "int32": torch.arange(7, dtype=torch.int32), "rows": torch.rand(7, 7)}[kind]
+    mix = act(slug, which).mix(pictures(7), labels)
+    targets = replace(mix.targets(), num_classes=7)
+    assert targets.pool.dtype == labels.dtype
+    expected = labels if kind == "rows" else torch.eye(7)
+    torch.testing.assert_close(targets.dense(), torch.einsum("rk,rkc->rc", mix.weights, expected[mix.sources]))
+
+
+def test_the_mix_is_differentiable_in_its_images(act, slug, which):
+    images = pictures(7).requires_grad_()
+    mix = act(slug, which).mix(images)
+    (gradient,) = torch.autograd.grad(mix.images.sum(), images)
+    torch.testing.assert_close(gradient.sum(), torch.tensor(float(images.numel())), rtol=1e-5, atol=0)

@@ -1,0 +1,162 @@
+"""Whatever `create` accepts trains: every method, through the network, with every kind of target and precision."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mixwell
+from mixwell.core.axes import Need, Slot
+from mixwell.core.criteria import SoftCrossEntropy
+from mixwell.core.registry import method_of
+
+EVERY = pytest.mark.parametrize("slug", [*mixwell.methods(), "none"])
+
+SHAPES = list(itertools.product([1, 2, 7], [(32, 32), (24, 40)], [1, 3, 4], [False, True], ["sample", "batch"]))
+
+
+def labels_of(kind, rows=6, classes=7):
+    ids = torch.arange(rows) % classes
+    return {
+        "int64": ids,
+        "int32": ids.int(),
+        "one-hot": F.one_hot(ids, classes).float(),
+        "soft": torch.rand(rows, classes).softmax(1),
+        "multi-hot": (torch.rand(rows, classes) > 0.5).float(),
+    }[kind]
+
+
+def skip_own_criterion(slug):
+    if slug != "none" and any(piece.slot is Slot.CRITERION for piece in method_of(slug).build().essential):
+        pytest.skip("the method brings its own criterion")
+
+
+def one_turn(recipe, model, images, labels):
+    (turn,) = recipe.turns(model, images, labels)
+    return turn
+
+
+@pytest.mark.matrix(keep=24)
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_two_steps_move_every_parameter_and_stay_finite(slug, case, recipe_for, network_for):
+    rows, size, channels, channels_last, per = case
+    recipe = recipe_for(slug, per=per, seed=2)
+    model = network_for(recipe, channels=channels, size=size).train()
+    images, labels = torch.randn(rows, channels, *size), torch.arange(rows)
+    if channels_last:
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    recipe.bind(model, images)
+    optimiser = torch.optim.SGD(recipe.parameter_groups(model), lr=0.05)
+    kept = images.clone(), labels.clone()
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss = recipe(model, images, labels)
+        loss.backward()
+        assert loss.ndim == 0
+        assert torch.isfinite(loss)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, f"{name} got no gradient"
+            assert torch.isfinite(parameter.grad).all(), name
+        optimiser.step()
+        recipe.after_step(model)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert torch.equal(images, kept[0])
+    assert torch.equal(labels, kept[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@EVERY
+def test_a_step_under_autocast(slug, dtype, recipe_for, network_for):
+    recipe = recipe_for(slug)
+    model = network_for(recipe)
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    with torch.autocast("cpu", dtype):
+        turn = one_turn(recipe, model, images, labels)
+    turn.loss.backward()
+    assert turn.logits.dtype == dtype
+    assert turn.loss.dtype == torch.float32
+    assert turn.targets.weights.dtype == torch.float32
+    assert torch.isfinite(turn.loss)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@EVERY
+def test_networks_of_another_precision(slug, dtype, recipe_for, network_for):
+    recipe = recipe_for(slug)
+    model, images = network_for(recipe).to(dtype), torch.randn(6, 3, 32, 32, dtype=dtype)
+    recipe.bind(model, images)
+    turn = one_turn(recipe, model, images, torch.arange(6))
+    turn.loss.backward()
+    assert turn.logits.dtype == dtype
+    assert torch.isfinite(turn.loss)
+    assert turn.targets.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "one-hot", "soft"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@EVERY
+def test_the_loss_is_soft_cross_entropy(slug, smoothing, kind, recipe_for, network_for):
+    option = recipe_for(slug).options[0]
+    if type(option.criterion) is not SoftCrossEntropy or len(option.terms) or option.wrapper is not None:
+        pytest.skip("the method minimises something else")
+    recipe = recipe_for(slug, label_smoothing=smoothing)
+    turn = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), labels_of(kind))
+    assert turn.targets.pool.dtype == labels_of(kind).dtype
+    expected = F.cross_entropy(turn.logits, turn.targets.dense(), label_smoothing=smoothing)
+    torch.testing.assert_close(turn.loss, expected)
+    torch.testing.assert_close(turn.parts["criterion"], expected)
+
+
+@EVERY
+def test_multi_label_targets(slug, recipe_for, network_for):
+    skip_own_criterion(slug)
+    recipe = recipe_for(slug, criterion="bce")
+    turn = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), labels_of("multi-hot"))
+    expected = F.binary_cross_entropy_with_logits(turn.logits, turn.targets.dense())
+    torch.testing.assert_close(turn.parts["criterion"], expected)
+
+
+@EVERY
+def test_a_criterion_of_ones_own(slug, recipe_for, network_for):
+    """Label for label, weighted with the shares: cross-entropy given as a callable is cross-entropy."""
+    skip_own_criterion(slug)
+    recipe = recipe_for(slug, criterion=nn.CrossEntropyLoss(reduction="none"))
+    turn = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), torch.arange(6))
+    torch.testing.assert_close(turn.parts["criterion"], F.cross_entropy(turn.logits, turn.targets.dense(7)))
+
+
+def test_label_shares_in_a_step(slug, recipe_for, network_for):
+    """They name rows of the batch, and sum to 1 where the blend says so."""
+    recipe = recipe_for(slug)
+    for _ in range(8):
+        targets = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), torch.arange(6)).targets
+        if all(option.blend is None or Need.SIMPLEX in option.blend.gives for option in recipe.options):
+            torch.testing.assert_close(targets.total, torch.ones(6))
+            torch.testing.assert_close(targets.dense().sum(1), torch.ones(6))
+        assert (targets.weights >= 0).all()
+        assert targets.sources.min() >= 0
+        assert targets.sources.max() < 6
+
+
+@EVERY
+def test_two_recipes_from_one_text_give_equal_losses(slug, recipe_for, network_for):
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    first = recipe_for(slug, seed=4)
+    second = mixwell.create(str(first), 7, seed=4, pixels=first.pixels)
+    assert str(second) == str(first)
+    for _ in range(4):
+        one, two = (recipe(network_for(recipe).eval(), images, labels) for recipe in (first, second))
+        assert torch.equal(one, two)
+
+
+def test_no_hook_stays_in_the_network(slug, recipe_for, network_for):
+    recipe = recipe_for(slug)
+    model = network_for(recipe)
+    for _ in range(4):
+        recipe(model, torch.randn(6, 3, 32, 32), torch.arange(6))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
