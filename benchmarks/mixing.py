@@ -3,10 +3,10 @@
     python -m benchmarks.mixing [--processes 5] [--rounds 60] [--only 32px] [--json FILE]
 
 A lerp is the time of `torch.lerp(x, x.flip(0), 0.3)` on the same batch in the same run. All entries take turns in one
-process, on one thread; the figure is the median over processes of (an entry's median time / the lerp's median time). Draws,
-label work and dense soft labels are included. timm mixes in place, so it is given a clone, whose time is included: a user who
-still needs the clean batch pays it too. glibc's allocator is pinned (large thresholds), since otherwise every fresh 19 MB
-result is mapped and faulted in anew and ratios shift up to sevenfold.
+process, on one thread; the figure is the median over processes of (an entry's median time / the lerp's median time).
+Draws, label work and dense soft labels are included. timm mixes in place, so it is given a clone, whose time is
+included: a user who still needs the clean batch pays it too. glibc's allocator is pinned (large thresholds), since
+otherwise every fresh 19 MB result is mapped and faulted in anew and ratios shift up to sevenfold.
 """
 
 from __future__ import annotations

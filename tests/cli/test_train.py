@@ -42,7 +42,7 @@ def test_options_become_fields():
 def test_the_help_shows_every_field_once(run):
     out = run("train", "--help").out
     for field in dataclasses.fields(TrainConfig):
-        option = f"--{field.name.replace('_', '-')}"
+        option = f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
         assert sum(line.strip("│ ").startswith(f"{option} ") for line in out.splitlines()) == 1, option
     for title in GROUPS:
         assert f"{title} options" in out

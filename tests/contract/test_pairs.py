@@ -65,7 +65,7 @@ def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
     recipe.bind(net, example=images)
     groups = recipe.parameter_groups(net)
     optimizer = torch.optim.SGD(groups, lr=0.01)
-    losses = [turn for turn in recipe.turns(net, images, torch.arange(len(images)) % CLASSES)]
+    losses = list(recipe.turns(net, images, torch.arange(len(images)) % CLASSES))
     for turn in losses:
         assert torch.isfinite(turn.loss)
         optimizer.zero_grad()

@@ -143,11 +143,11 @@ def test_a_recipe_is_a_text():
         ("cutmix(1, 1, batch, 2)", "takes 3 parameters (alpha, prob, per), got 4 values"),
         ("cutmix(1, alpha=1)", "'alpha' was given twice"),
         ("cutmix(per=image)", "per must be 'sample' or 'batch', got 'image'"),
-        ("cutmix(alpha=0)", "alpha must be a number in (0, inf], got 0"),
+        ("cutmix(alpha=0)", "alpha must be a number in (0, inf), got 0"),
         ("cutmix(prob=1.5)", "prob must be a number in [0, 1], got 1.5"),
         ("manifold_mixup(sites=1)", "sites must be a tuple of a whole number or a text, got 1"),
         ("manifold_mixup(sites=())", "sites must name at least one place"),
-        ("transmix(mixup_alpha=-1)", "mixup_alpha must be a number in (0, inf], got -1"),
+        ("transmix(mixup_alpha=-1)", "mixup_alpha must be a number in (0, inf), got -1"),
     ],
 )
 def test_unknown_words_and_values(text, said):

@@ -5,12 +5,15 @@
     sum     :=  term ("+" term)*
     term    :=  "none" | method ["(" arguments ")"] | "(" recipe ")"
 
-Arguments are numbers, 'texts', true, false, tuples, bare words where a method expects a text, and recipes.
+Arguments are numbers, 'texts' (bare words will do), true, false and tuples of these, or a recipe where a method takes
+one.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +62,7 @@ class Switched:
 
     def __str__(self) -> str:
         def option(weight: float, node: Node) -> str:
-            return f"{weight:.10g}*({node})" if isinstance(node, Sum | Switched) else f"{weight:.10g}*{node}"
+            return f"{weight!r}*({node})" if isinstance(node, Sum | Switched) else f"{weight!r}*{node}"
 
         return " | ".join(option(weight, node) for weight, node in self.options)
 
@@ -75,16 +78,9 @@ def _text(value: Any) -> str:
     return repr(value) if isinstance(value, str | int | float) else str(value)
 
 
-@dataclass(frozen=True)
-class _Word:
-    """A bare word in an argument: a text or a method, as the parameter's declaration says."""
-
-    text: str
-
-
 _TOKEN = re.compile(
-    r"(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<string>'[^']*'|\"[^\"]*\")"
-    r"|(?P<mark>[+*|(),=])"
+    r"(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|"
+    r"(?P<string>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|(?P<mark>[+*|(),=])"
 )
 
 
@@ -198,6 +194,8 @@ class _Reader:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         start = self.token.position
+        hints = typing.get_type_hints(entry.build)
+        names = list(entry.parameters)
         if self.take("mark", "("):
             while not self.take("mark", ")"):
                 if args or kwargs:
@@ -208,46 +206,38 @@ class _Reader:
                         "A value without a name cannot follow a named one.", self.text, self.token.position
                     )
                 if name is None:
-                    args.append(self.value())
+                    args.append(self.value(hints.get(names[len(args)]) if len(args) < len(names) else None))
                     continue
                 self.at += 2
                 if name.text in kwargs:
                     raise RecipeSyntaxError(f"{name.text!r} was given twice.", self.text, name.position)
-                kwargs[name.text] = self.value()
+                kwargs[name.text] = self.value(hints.get(name.text))
         try:
-            plain = {name: _plain(value) for name, value in kwargs.items()}
-            return tuple(entry.bound(tuple(map(_plain, args)), plain).items())
+            return tuple(entry.bound(tuple(args), kwargs).items())
         except ParameterError as error:
             raise ParameterError(f"{error}\n  {self.text}\n  {' ' * start}^") from None
 
-    def value(self) -> Any:
+    def value(self, hint: Any) -> Any:
+        """An argument of a parameter declared with `hint`."""
+        if _takes_recipe(hint):
+            return self.recipe()
         if number := self.take("number"):
             return float(number.text) if re.search(r"[.eE]", number.text) else int(number.text)
         if string := self.take("string"):
-            return string.text[1:-1]
-        if self.token.text == "(":
-            return self.bracketed()
-        word = self.token
-        if word.kind == "name" and self.tokens[self.at + 1].text in (",", ")"):
-            self.at += 1
+            return ast.literal_eval(string.text)
+        if word := self.take("name"):
             lowered = word.text.lower()
-            return lowered == "true" if lowered in ("true", "false") else _Word(word.text)
-        return self.recipe()
-
-    def bracketed(self) -> Any:
-        """A tuple, or a recipe in brackets."""
-        start = self.at
-        self.expect("mark", "(", "'('")
+            return lowered == "true" if lowered in ("true", "false") else word.text
+        self.expect("mark", "(", "a number, a text, true, false or a tuple in brackets")
         items: list[Any] = []
         while not self.take("mark", ")"):
-            items.append(self.value())
-            if self.token.text != ")":
-                if self.token.text != ",":
-                    self.at = start
-                    return self.recipe()
-                self.at += 1
-        return tuple(map(_plain, items))
+            items.append(self.value(None))
+            if not self.take("mark", ","):
+                self.expect("mark", ")", "',' or ')'")
+                break
+        return tuple(items)
 
 
-def _plain(value: Any) -> Any:
-    return value.text if isinstance(value, _Word) else value
+def _takes_recipe(hint: Any) -> bool:
+    kinds = typing.get_args(Node)
+    return hint in kinds or any(part in kinds for part in typing.get_args(hint))

@@ -33,22 +33,29 @@ class SoftCrossEntropy(Criterion):
 
     def rows(self, logits: Float[Tensor, "r c"], targets: Targets) -> Float[Tensor, " r"]:
         log_p = F.log_softmax(logits.float(), 1)
-        scaled = log_p if self.class_weights is None else log_p * self.class_weights
+        scaled = log_p if self.class_weights is None else log_p * self.class_weights.to(log_p.device)
         if targets.hard and targets.soft is None:
             rows = -(targets.weights * scaled.gather(1, targets.classes)).sum(1)
             if self.smoothing:
                 rows = rows * (1 - self.smoothing) - self.smoothing * targets.total * scaled.mean(1)
             return rows
-        return -(targets.dense(smoothing=self.smoothing) * scaled).sum(1)
+        wanted = targets.dense(smoothing=self.smoothing)
+        if wanted.shape != logits.shape:
+            raise BatchError(
+                f"label rows must have the shape of the logits, {tuple(logits.shape)}, got {tuple(wanted.shape)}. "
+                "If they are class ids, use labels.long()."
+            )
+        return -(wanted * scaled).sum(1)
 
     def norms(self, targets: Targets) -> Float[Tensor, " r"] | None:
         if self.class_weights is None:
             return None
         if targets.hard and targets.soft is None:
-            weighted, total = (targets.weights * self.class_weights[targets.classes]).sum(1), targets.total
+            weights = self.class_weights.to(targets.weights.device)
+            weighted, total = (targets.weights * weights[targets.classes]).sum(1), targets.total
         else:
             dense = targets.dense()
-            weighted, total = dense @ self.class_weights.to(dense.dtype), dense.sum(1)
+            weighted, total = dense @ self.class_weights.to(dense.device, dense.dtype), dense.sum(1)
         return weighted / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
@@ -58,7 +65,7 @@ class BinaryCrossEntropy(Criterion):
     def rows(self, logits: Float[Tensor, "r c"], targets: Targets) -> Float[Tensor, " r"]:
         wanted = targets.dense(logits.shape[1], self.smoothing).to(torch.float32)
         loss = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
-        return (loss if self.class_weights is None else loss * self.class_weights).mean(1)
+        return (loss if self.class_weights is None else loss * self.class_weights.to(loss.device)).mean(1)
 
 
 def softmax_bce(logits: Float[Tensor, "r c"], wanted: Float[Tensor, "r c"]) -> Float[Tensor, " r"]:

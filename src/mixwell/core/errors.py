@@ -93,17 +93,19 @@ def number_in(
     high: float = float("inf"),
     *,
     open_low: bool = False,
+    open_high: bool = False,
     hint: str = "",
 ) -> float:
-    """Return `value` as a float if it lies in [low, high] (`open_low`: in (low, high]).
+    """Return `value` as a float if it lies in [low, high]; `open_low` and `open_high` leave that end out.
 
     Raises:
         ParameterError: not a number, not finite, or outside.
     """
-    left = "(" if open_low else "["
-    wanted = f"{name} must be a number in {left}{low:g}, {high:g}]"
+    left, right = "(" if open_low or low == float("-inf") else "[", ")" if open_high or high == float("inf") else "]"
+    wanted = f"{name} must be a number in {left}{low:g}, {high:g}{right}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParameterError(f"{wanted}, got {value!r}. {hint}".strip())
-    if not (low <= value <= high) or (open_low and value == low) or value in (float("inf"), float("-inf")):
+    left_out = (open_low and value == low) or (open_high and value == high) or value in (float("inf"), float("-inf"))
+    if not low <= value <= high or left_out:
         raise ParameterError(f"{wanted}, got {value!r}. {hint}".strip())
     return float(value)

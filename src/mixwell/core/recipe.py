@@ -33,7 +33,15 @@ from mixwell.core.check import Validate, check_images, check_labels, validate_of
 from mixwell.core.clock import Clock
 from mixwell.core.compose import LOSS_SLOTS, Chosen, compose
 from mixwell.core.criteria import BinaryCrossEntropy, PerSource, SoftCrossEntropy, criterion_of
-from mixwell.core.errors import BatchError, IncompatibleRecipe, MixwellError, OwnershipError, ParameterError, number_in
+from mixwell.core.errors import (
+    BatchError,
+    IncompatibleRecipe,
+    MixwellError,
+    ModelError,
+    OwnershipError,
+    ParameterError,
+    number_in,
+)
 from mixwell.core.mix import Mix
 from mixwell.core.plain import Beta, Input, Permutation, Shares
 from mixwell.core.rng import Streams, key_of, seeded
@@ -55,6 +63,16 @@ class _Settings:
     criterion: Any
     label_smoothing: float
     class_weights: Tensor | None
+
+    @property
+    def about_loss(self) -> list[str]:
+        """What was said about the loss, by name."""
+        given = {
+            "criterion": self.criterion is not None,
+            "label_smoothing": self.label_smoothing > 0,
+            "class_weights": self.class_weights is not None,
+        }
+        return [name for name, said in given.items() if said]
 
 
 class _Option(nn.Module):
@@ -175,8 +193,25 @@ class _Option(nn.Module):
                 f"The network passed site {site!r} {len(mixes)} times in one forward pass; mixing there needs "
                 "exactly one. Choose another site."
             )
+        self._check_logits(outputs.logits, probe.net, batch)
         clean = probe.run(batch.images, call=model) if any(piece.clean for piece in self.pieces) else None
         return Step(scene, mixes[0], outputs.split(len(views)), clean)
+
+    def _check_logits(self, logits: Tensor, net: nn.Module, batch: Batch) -> None:
+        """See that network and labels speak of the same classes."""
+        outputs, name = logits.shape[-1], type(net).__name__
+        if self.num_classes is not None and outputs != self.num_classes:
+            raise ModelError(
+                f"{name} gives {outputs} outputs, but the recipe was made for {self.num_classes} classes. "
+                "Build the network's classifier, or the recipe, with the other number."
+            )
+        labels = batch.labels
+        hard = self.num_classes is None and labels.device.type == "cpu" and not labels.is_floating_point()
+        if hard and logits.ndim == 2 and int(labels.max()) >= outputs:
+            raise BatchError(
+                f"class ids must lie in [0, {outputs - 1}], as {name} has {outputs} outputs; got {int(labels.max())}. "
+                "Check the labels and the network's classifier."
+            )
 
     @property
     def wants(self) -> frozenset[Want]:
@@ -251,6 +286,8 @@ class Recipe(nn.Module):
         each = [_Option(option.chosen, settings, str(i)) for i, option in enumerate(found)]
         self.options = nn.ModuleList(each)
         self._each = tuple(each)
+        self._about_loss = settings.about_loss
+        self._beyond_images = sorted({name for option in each for name in option.beyond_images})
         self._soft = all(isinstance(option.criterion, SoftCrossEntropy) for option in each)
 
     def __str__(self) -> str:
@@ -345,15 +382,20 @@ class Recipe(nn.Module):
             IncompatibleRecipe: the recipe needs a network, or says something about the loss that targets cannot carry.
             BatchError: images or labels that must not be trained on.
         """
-        if beyond := sorted({name for option in self._each for name in option.beyond_images}):
+        if self._beyond_images:
             raise IncompatibleRecipe(
-                f"mix_batch mixes images and labels alone, but {' and '.join(beyond)} act inside the network or in "
-                "the loss. Use recipe(model, images, labels) in the training loop."
+                f"mix_batch mixes images and labels alone, but {' and '.join(self._beyond_images)} act inside the "
+                "network or in the loss. Use recipe(model, images, labels) in the training loop."
+            )
+        if self._about_loss:
+            raise IncompatibleRecipe(
+                f"mix_batch gives images and targets, which cannot carry {' and '.join(self._about_loss)}. Give that "
+                "to your own loss, or use recipe(model, images, labels) in the training loop."
             )
         if isinstance(images, Sequence):
             images, labels = default_collate(list(images))
-        batch, clock = self._batch(images, labels), self._tick(clock)
-        self._check(batch, clock)
+        batch = self._batch(images, labels)
+        clock = self._checked_at(batch, clock)
         option = self._option(clock)
         draws = option.draw(len(batch), self._streams, clock.step)
         scene = Scene(batch, draws, clock=clock)
@@ -395,9 +437,9 @@ class Recipe(nn.Module):
         Args:
             draws: the random numbers to use in place of drawn ones.
         """
-        probe = self._probe_of(model)
-        batch, clock = self._batch(images, labels), self._tick(clock)
-        self._check(batch, clock)
+        batch = self._batch(images, labels)
+        clock = self._checked_at(batch, clock)
+        probe = self._probe_of(model, batch.images)
         option = self._option(clock)
         drawn = option.draw(len(batch), self._streams, clock.step) if draws is None else draws
         for turn in option.turns(probe, model, batch, drawn, clock):
@@ -436,14 +478,14 @@ class Recipe(nn.Module):
                 return option
         return self._each[max(range(len(self.weights)), key=self.weights.__getitem__)]
 
-    def _probe_of(self, model: nn.Module) -> Probe:
+    def _probe_of(self, model: nn.Module, example: Tensor | None = None) -> Probe:
         if self._probe is None or not self._probe.belongs_to(model):
             if self.owns:
                 raise OwnershipError(
                     f"{self!s} owns parameters. Call recipe.bind(model, example=images) before building the "
                     "optimiser, with the model that is trained."
                 )
-            self.bind(model)
+            self.bind(model, example)
         return cast(Probe, self._probe)
 
     def _batch(self, images: Any, labels: Any) -> Batch:
@@ -455,16 +497,15 @@ class Recipe(nn.Module):
             raise BatchError("labels are missing: expected images and labels, or a Batch.")
         return Batch(images, labels, self.pixels)
 
-    def _tick(self, clock: Clock | None) -> Clock:
+    def _checked_at(self, batch: Batch, clock: Clock | None) -> Clock:
+        """Check the batch of a step, and count the step."""
         clock = clock or Clock(self.steps)
-        self.steps = clock.step + 1
-        return clock
-
-    def _check(self, batch: Batch, clock: Clock) -> None:
         values = self.validate == "always" or not self._checked or clock.step % 100 == 0
         check_images(batch.images, values)
         check_labels(batch, self.num_classes, values, rows_sum_to_1=self._soft)
         self._checked = True
+        self.steps = clock.step + 1
+        return clock
 
     def _touching_all(self, loss: Tensor) -> Tensor:
         """The loss, with every owned parameter in its graph, for processes that wait for each other's gradients."""
@@ -512,7 +553,7 @@ def create(
         isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
     ):
         raise ParameterError(f"num_classes must be a whole number ≥ 1, got {num_classes!r}.")
-    smoothing = number_in("label_smoothing", label_smoothing, 0, 1)
+    smoothing = number_in("label_smoothing", label_smoothing, 0, 1, open_high=True)
     weights = None if class_weights is None else _class_weights(class_weights, num_classes)
     if isinstance(pixels, Mapping):
         pixels = Pixels(tuple(pixels["mean"]), tuple(pixels["std"]))

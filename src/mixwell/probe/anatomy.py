@@ -24,9 +24,9 @@ _STAGE = re.compile(r"layer[1-9]\d*")
 def unwrapped(net: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, DataParallel and torch.compile's wrappers."""
     while True:
-        inner = getattr(net, "_orig_mod", None) or (
-            net.module if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
-        )
+        inner = getattr(net, "_orig_mod", None)
+        if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = net.module
         if not isinstance(inner, nn.Module):
             return net
         net = inner
@@ -47,6 +47,18 @@ class Site:
     tokens: bool = False
     prefix: int = 0
     channels_last: bool = False
+
+    def check_rows(self, output: Tensor, rows: int) -> None:
+        """See that the output's first axis is the batch.
+
+        Raises:
+            SiteError: it is not.
+        """
+        if output.shape[0] != rows:
+            raise SiteError(
+                f"Site {self.name!r} gives a tensor of shape {tuple(output.shape)} for {rows} images; its first axis "
+                "must be the batch. Choose another site."
+            )
 
     def show(
         self, output: Tensor, aspect: float = 1.0
@@ -88,22 +100,19 @@ class Anatomy:
     """The parts of one network, by their names.
 
     Attributes:
-        stages: outputs after which the resolution changes, first to last; for isotropic transformers, the ends of four
-            equally deep groups of blocks.
         blocks: transformer blocks, first to last.
         attentions: the self-attention inside each block.
         prefix: number of class, distillation and register tokens.
         class_token: whether the first token is a class token.
-        example: the images that the network was bound with, or None.
+        example: the first two of the images that the network was bound with, or None.
     """
 
     def __init__(self, net: nn.Module, example: Tensor | None = None) -> None:
         self.net = unwrapped(net)
-        self.example = example
+        self.example = None if example is None else example[:2].detach().clone()
         self.modules: dict[str, nn.Module] = {name: module for name, module in self.net.named_modules() if name}
         self.blocks, self.attentions = _blocks_of(self.modules)
         self.prefix, self.class_token = _prefix_of(self.net)
-        self.stages = self._stages(example)
 
     @property
     def has_tokens(self) -> bool:
@@ -132,6 +141,27 @@ class Anatomy:
                 f"Its stages are {', '.join(self.stages) or 'not known'}."
             )
         return Site(which, self.has_tokens, self.prefix, _is_channels_last(self.net))
+
+    def try_out(self, site: Site) -> None:
+        """See what a site gives for one image, so that an axis of tokens is not taken for the batch.
+
+        Raises:
+            SiteError: the first axis of its output is not the batch.
+        """
+        if self.example is None:
+            return
+
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, Tensor):
+                site.check_rows(first, 1)
+
+        handle = self.modules[site.name].register_forward_hook(hook)
+        try:
+            with untouched(self.net), torch.no_grad():
+                self.net(self.example[:1])
+        finally:
+            handle.remove()
 
     @cached_property
     def classifier(self) -> str:
@@ -166,7 +196,13 @@ class Anatomy:
         name = self.attentions[block]
         return name, self.modules[name]
 
-    def _stages(self, example: Tensor | None) -> tuple[str, ...]:
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """Outputs after which the resolution changes, first to last.
+
+        Of isotropic transformers, the ends of four equally deep groups of blocks. Where no name tells them, they are
+        found by a pass over the example images.
+        """
         named = [name for name, _ in self.net.named_children() if _STAGE.fullmatch(name)]
         if named:
             return tuple(sorted(named, key=lambda name: int(name.removeprefix("layer"))))
@@ -178,7 +214,7 @@ class Anatomy:
         names = [entry["module"] for entry in _entries(info) if entry.get("module") in self.modules]
         if names:
             return tuple(names)
-        return () if example is None else _traced_stages(self.net, example)
+        return () if self.example is None else _traced_stages(self.net, self.example)
 
 
 def _entries(info: object) -> Sequence[Mapping[str, str]]:
@@ -244,7 +280,7 @@ def _traced_stages(net: nn.Module, example: Tensor) -> tuple[str, ...]:
     handles = [module.register_forward_hook(note(prefix + name)) for name, module in trunk.named_children()]
     try:
         with untouched(net), torch.no_grad():
-            net(example[:2])
+            net(example)
     finally:
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@ only the rows that somebody asked for are multiplied out."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def attention_rows(
 
 
 def class_row(attention: Float[Tensor, "b heads q n"], prefix: int) -> Float[Tensor, "b p"]:
-    """How much the first token looks at each patch: mean over heads, without `prefix` columns, not renormalised."""
+    """How much the first token looks at each patch: mean over heads, without prefix columns, not renormalised."""
     return attention[:, :, 0, prefix:].mean(1)
 
 
@@ -78,17 +79,31 @@ def _child(module: nn.Module, name: str) -> nn.Module:
     return child
 
 
+# What makes attention another function than softmax(q·kᵀ): biases and rotations by position, talking heads, differences
+# of two attentions, attention over channels.
+_OTHER_FORMS = (
+    *("q_bias", "relative_position_bias_table", "relative_position_bias", "rel_pos", "rope"),
+    *("proj_l", "proj_w", "temperature", "lambda_q1"),
+)
+
+
+def _plain(module: nn.Module) -> bool:
+    return (
+        all(getattr(module, name, None) is None for name in _OTHER_FORMS)
+        and "rope" not in inspect.signature(module.forward).parameters
+    )
+
+
 # One linear layer for queries, keys and values: timm's VisionTransformer and DeiT, and nets written like them.
 
 
 def _joint(module: nn.Module) -> bool:
     qkv = getattr(module, "qkv", None)
-    extras = ("q_bias", "relative_position_bias_table", "rel_pos", "rope")
     return (
         isinstance(qkv, nn.Linear)
         and isinstance(getattr(module, "num_heads", None), int)
         and qkv.out_features == 3 * qkv.in_features
-        and all(getattr(module, extra, None) is None for extra in extras)
+        and _plain(module)
     )
 
 
@@ -115,7 +130,7 @@ def _separate(module: nn.Module) -> bool:
     query, key = _separate_names(module)
     heads = getattr(module, "num_attention_heads", getattr(module, "num_heads", None))
     same = isinstance(getattr(module, query, None), nn.Linear) and isinstance(getattr(module, key, None), nn.Linear)
-    return same and isinstance(heads, int) and not hasattr(module, "relative_position_bias")
+    return same and isinstance(heads, int) and _plain(module)
 
 
 def _separate_heads(module: Any, q: Tensor, k: Tensor) -> Heads:
@@ -133,7 +148,12 @@ def _torch(module: nn.Module) -> bool:
 
 
 def _torch_heads(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Heads:
-    x = (args[0] if args else kwargs["query"]).detach()
+    given = dict(zip(("query", "key"), args, strict=False)) | kwargs
+    if given["key"] is not given["query"]:
+        raise ModelError(
+            "The attention that this recipe reads is no self-attention: its keys are not its queries' tokens."
+        )
+    x = given["query"].detach()
     x = x if module.batch_first else x.transpose(0, 1)
     width, heads = module.embed_dim, module.num_heads
     bias = module.in_proj_bias

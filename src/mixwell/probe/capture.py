@@ -81,6 +81,7 @@ class _Pass:
     wants: frozenset[Want]
     edits: Mapping[str, Edit]
     head: nn.Module | None
+    rows: int
     aspect: float
     seen: dict[Want, Tensor] = field(default_factory=dict)
 
@@ -154,7 +155,7 @@ class Probe:
         """
         wants, edits = frozenset(wants), edits or {}
         aspect = images.shape[-2] / images.shape[-1] if images.ndim == 4 else 1.0
-        task = _Pass(wants, edits, head, aspect)
+        task = _Pass(wants, edits, head, len(images), aspect)
         with self._hooks(task):
             logits = logits_of((self.net if call is None else call)(images))
         if missed := [want for want in wants if want not in task.seen]:
@@ -204,6 +205,7 @@ class Probe:
     def _edit(self, site: Site, output: Tensor) -> Tensor | None:
         if self._pass is None or site.name not in self._pass.edits:
             return None
+        site.check_rows(output, self._pass.rows)
         shown, prefix, back = site.show(output, self._pass.aspect)
         return back(*self._pass.edits[site.name](shown, prefix))
 
@@ -212,7 +214,8 @@ class Probe:
 
     def _see(self, want: Want, site: Site, output: Tensor) -> None:
         if self._pass is not None and want in self._pass.wants:
-            self._pass.seen[want] = site.show(output, self._pass.aspect)[0]
+            # A copy, since the network may go on in place.
+            self._pass.seen[want] = site.show(output, self._pass.aspect)[0].clone()
 
     def _see_class_row(self, want: Want, heads: Heads) -> None:
         if self._pass is not None and want in self._pass.wants:

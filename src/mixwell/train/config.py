@@ -31,7 +31,7 @@ class TrainConfig:
     data: str = "fashion-mini"
     """Data set: fashion-mini, fashion-mnist, digits, cifar10, cifar100, or imagefolder:PATH."""
     data_options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Options of the data set, such as size 28 channels 1."""
+    """Options of the data set, such as size=28 channels=1."""
     root: Path | None = None
     """Folder of the data; $MIXWELL_DATA or ~/.cache/mixwell if not given."""
     augment: Literal["crop-flip"] | None = None
@@ -39,7 +39,7 @@ class TrainConfig:
     model: str = "cnn-s"
     """Network: cnn-s, vit-s, preact-resnet18, wrn-28-10, or any name of timm or torchvision."""
     model_options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Keyword arguments of the network, such as drop_rate 0.1."""
+    """Keyword arguments of the network, such as drop_rate=0.1."""
     init: str | None = None
     """Start from "pretrained" weights of the library, or from a safetensors FILE of a state dict."""
     epochs: int = 15
@@ -55,7 +55,7 @@ class TrainConfig:
     optimizer: str = "sgd"
     """Any optimiser of timm, by its name there; "sgd" is with Nesterov momentum."""
     optimizer_options: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Keyword arguments of the optimiser, such as eps 1e-6."""
+    """Keyword arguments of the optimiser, such as eps=1e-6."""
     lr: float = 0.1
     """Learning rate after warm-up."""
     weight_decay: float = 5e-4

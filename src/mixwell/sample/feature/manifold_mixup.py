@@ -47,7 +47,11 @@ class Hidden(Place):
         self.names: tuple[str | None, ...] = ()
 
     def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
-        self.names = tuple(None if site in (0, "input") else anatomy.site(site).name for site in self.sites)
+        found = [None if site in (0, "input") else anatomy.site(site) for site in self.sites]
+        for site in found:
+            if site is not None:
+                anatomy.try_out(site)
+        self.names = tuple(None if site is None else site.name for site in found)
 
     def draw(self, rows: int, rng: Generator) -> int:
         """Position of the step's site in `sites`."""
