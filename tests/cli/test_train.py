@@ -43,7 +43,7 @@ def test_the_help_shows_every_field_once(run):
     out = run("train", "--help").out
     for field in dataclasses.fields(TrainConfig):
         option = f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
-        assert sum(line.strip("│ ").startswith(f"{option} ") for line in out.splitlines()) == 1, option
+        assert sum(f"{line.strip('│ ')} ".startswith(f"{option} ") for line in out.splitlines()) == 1, option
     for title in GROUPS:
         assert f"{title} options" in out
 

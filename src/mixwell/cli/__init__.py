@@ -27,8 +27,11 @@ COMMANDS = {
 }
 """Each is a module of `mixwell.cli.commands` with a `main(argv)`, imported when it is called."""
 
-_EXTRA = ("accelerate", "rich", "safetensors", "sklearn", "timm", "torchmetrics", "torchvision", "tyro")
-"""Modules that the extra `train` installs."""
+_EXTRAS = {
+    "train": ("accelerate", "rich", "safetensors", "sklearn", "timm", "torchmetrics", "torchvision", "tyro"),
+    "report": ("jinja2", "PIL"),
+}
+"""The modules that each extra installs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,9 +108,10 @@ def _usage() -> str:
 def _missing(error: ModuleNotFoundError) -> str | None:
     """What to install, if the module belongs to an extra."""
     package = (error.name or "").partition(".")[0]
-    if package not in _EXTRA:
+    extra = next((name for name, modules in _EXTRAS.items() if package in modules), None)
+    if extra is None:
         return None
-    return f'this command needs {package}, which is not installed. Run: pip install "mixwell[train]"'
+    return f'this command needs {package}, which is not installed. Run: pip install "mixwell[{extra}]"'
 
 
 def _block(message: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +14,11 @@ from torch import Tensor
 from mixwell.core.targets import Targets
 
 __all__ = ["Mix", "Partners"]
+
+
+@lru_cache(maxsize=16)
+def _own_rows(rows: int, device: torch.device) -> Int[Tensor, "r 1"]:
+    return torch.arange(rows, device=device)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +35,15 @@ class Partners:
 
     def of(self, x: Float[Tensor, "b ..."], which: int = 0) -> Float[Tensor, "r ..."]:
         """Each row's partner in any tensor aligned with the batch (a gathered copy in the same memory layout)."""
-        if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            return x.permute(0, 2, 3, 1).index_select(0, self.index[:, which]).permute(0, 3, 1, 2)
-        return x.index_select(0, self.index[:, which])
+        index = self.index.select(1, which)
+        if x.is_contiguous() or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+            return x.index_select(0, index)
+        return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
     @cached_property
     def sources(self) -> Int[Tensor, "r k"]:
         """(R, 1 + P): each row itself, then its partners."""
-        own = torch.arange(self.index.shape[0], device=self.index.device)[:, None]
-        return torch.cat((own, self.index), 1)
+        return torch.cat((_own_rows(self.index.shape[0], self.index.device), self.index), 1)
 
 
 @dataclass(frozen=True, eq=False)

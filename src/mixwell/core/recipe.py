@@ -75,6 +75,14 @@ class _Settings:
         return [name for name, said in given.items() if said]
 
 
+@dataclass
+class _Progress:
+    """Beside the module, since setting an attribute of an nn.Module takes longer than drawing λ."""
+
+    steps: int = 0
+    checked: bool = False
+
+
 class _Option(nn.Module):
     """One answer per axis: what a recipe does with a batch, once it has decided to."""
 
@@ -276,10 +284,9 @@ class Recipe(nn.Module):
         self.num_classes = settings.num_classes
         self.pixels = pixels
         self.validate: Validate = validate_of(validate)
-        self.steps = 0
+        self._progress = _Progress()
         self._streams = Streams(seed)
         self._probe: Probe | None = None
-        self._checked = False
         self._strikes: dict[nn.Parameter, tuple[int, int]] = {}
         found = compose(node)
         self.weights = [option.weight for option in found]
@@ -295,6 +302,11 @@ class Recipe(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self!s}, num_classes={self.num_classes}, seed={self._streams.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Steps that it made; the next one's draws are those of this number."""
+        return self._progress.steps
 
     # What it needs of a network
 
@@ -500,11 +512,10 @@ class Recipe(nn.Module):
     def _checked_at(self, batch: Batch, clock: Clock | None) -> Clock:
         """Check the batch of a step, and count the step."""
         clock = clock or Clock(self.steps)
-        values = self.validate == "always" or not self._checked or clock.step % 100 == 0
+        values = self.validate == "always" or not self._progress.checked or clock.step % 100 == 0
         check_images(batch.images, values)
         check_labels(batch, self.num_classes, values, rows_sum_to_1=self._soft)
-        self._checked = True
-        self.steps = clock.step + 1
+        self._progress.checked, self._progress.steps = True, clock.step + 1
         return clock
 
     def _touching_all(self, loss: Tensor) -> Tensor:
@@ -518,7 +529,7 @@ class Recipe(nn.Module):
         return torch.tensor(self.steps)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.steps = int(state)
+        self._progress.steps = int(state)
 
 
 def create(

@@ -32,11 +32,11 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def rank() -> int:
-    """This process's rank: from torch.distributed where it runs, else from the launcher's environment, else 0."""
+def rank(otherwise: int) -> int:
+    """This process's rank where torch.distributed runs."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return int(torch.distributed.get_rank())
-    return int(os.environ.get("RANK", "0"))
+    return otherwise
 
 
 @contextmanager
@@ -58,6 +58,7 @@ class Streams:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _WORD:
             raise ParameterError(f"seed must be an integer in [0, 2**64), got {seed!r}.")
         self.seed = seed
+        self._launched = int(os.environ.get("RANK", "0"))
         self._generators: dict[str, tuple[Generator, dict[str, Any]]] = {}
 
     def at(self, piece: str, step: int, *, shared: bool = False, lane: int | None = None) -> Generator:
@@ -81,7 +82,7 @@ class Streams:
 
         The DataLoader draws the workers' seeds anew every epoch, from its own generator.
         """
-        lane = _SHARED if shared else rank()
+        lane = _SHARED if shared else rank(self._launched)
         worker = get_worker_info()
         return lane if worker is None else key_of(lane, worker.seed)
 

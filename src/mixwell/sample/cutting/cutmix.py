@@ -35,7 +35,8 @@ def paste(images: Float[Tensor, "b c h w"], partners: Partners, boxes: Int[Tenso
         mixed[:, :, top:bottom, left:right] = partners.of(images[:, :, top:bottom, left:right])
         return mixed
     inside = box_masks(boxes.to(images.device, non_blocking=True), (images.shape[2], images.shape[3]))
-    return torch.where(inside, partners.of(images), images)
+    # With weights 0 and 1 lerp copies exactly, and is several times as fast as `where` with a mask that broadcasts.
+    return partners.of(images).lerp_(images, (~inside).to(images.dtype))
 
 
 class Box(Blend):
