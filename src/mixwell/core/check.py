@@ -70,7 +70,8 @@ def check_labels(batch: Batch, num_classes: int | None, values: bool, *, rows_su
         )
     if batch.checked or not (values or labels.device.type == "cpu"):
         return
-    low, high = (int(end) for end in torch.aminmax(labels))
+    least, most = torch.aminmax(labels)
+    low, high = int(least), int(most)
     if low < 0 or (num_classes is not None and high >= num_classes):
         top = "" if num_classes is None else f", {num_classes - 1}]"
         raise BatchError(

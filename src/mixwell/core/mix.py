@@ -21,6 +21,12 @@ def _own_rows(rows: int, device: torch.device) -> Int[Tensor, "r 1"]:
     return torch.arange(rows, device=device)[:, None]
 
 
+@lru_cache(maxsize=16)
+def _pair(device: torch.device, dtype: torch.dtype) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+    """(0, 1) and (1, -1): the former plus λ times the latter is (λ, 1-λ)."""
+    return torch.tensor([0, 1], device=device, dtype=dtype), torch.tensor([1, -1], device=device, dtype=dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Partners:
     """The rows that each row of a batch is mixed with.
@@ -83,7 +89,8 @@ class Mix:
         **kept: Any,
     ) -> Mix:
         """A mix of each row with its partner, in which the row itself has label share `own`."""
-        weights = torch.stack((own, 1 - own), 1).to(images.device, torch.float32, non_blocking=True)
+        weights = torch.addcmul(*_pair(own.device, own.dtype), own[:, None])
+        weights = weights.to(images.device, torch.float32, non_blocking=True)
         if weights.shape[0] != images.shape[0]:
             weights = weights.expand(images.shape[0], 2)
         return cls(images, partners.sources, weights, partners.pool, apply, **kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,17 +21,22 @@ def boxes_of(lam: Float[Tensor, " #b"], centres: Float[Tensor, "#b 2"], size: tu
         centres: (B, 2) or (1, 2) row and column, uniform in [0, 1).
         size: height and width.
     """
-    extent = torch.tensor(size, device=lam.device)
-    half = ((1 - lam.detach()).clamp(0, 1).sqrt()[:, None] * extent).long() // 2
+    extent = _extent(size, lam.device)
+    # ⌊⌊side·cut⌋ / 2⌋ = ⌊side·cut / 2⌋
+    half = ((1 - lam.detach()).clamp_min_(0).sqrt_()[:, None] * (extent * 0.5)).long()
     middle = (centres.to(lam.device) * extent).long()
-    start, end = (middle - half).clamp_min(0), torch.minimum(middle + half, extent)
-    return torch.stack((start, end), 2).flatten(1)
+    edges = torch.stack((middle - half, middle + half), 2).clamp_min_(0)
+    return torch.minimum(edges, extent[:, None]).flatten(1)
+
+
+@lru_cache(maxsize=64)
+def _extent(size: tuple[int, int], device: torch.device) -> Int[Tensor, " 2"]:
+    return torch.tensor(size, device=device)
 
 
 def area_of(boxes: Int[Tensor, "b 4"], size: tuple[int, int]) -> Float[Tensor, " b"]:
     """Exact share of the image that each box covers, in fp64."""
-    top, bottom, left, right = boxes.unbind(1)
-    return ((bottom - top) * (right - left)).double() / (size[0] * size[1])
+    return (boxes[:, 1::2] - boxes[:, ::2]).prod(1).double() / (size[0] * size[1])
 
 
 def box_masks(boxes: Int[Tensor, "b 4"], size: tuple[int, int]) -> Bool[Tensor, "b 1 h w"]:
