@@ -13,7 +13,7 @@ from mixwell.nets import CNNS, PreActResNet, WideResNet, create_net, nets
 STAGES = {
     "cnn-s": ["layer1", "layer2", "layer3"],
     "preact-resnet18": ["layer1", "layer2", "layer3", "layer4"],
-    "vit-s": ["blocks.0", "blocks.1", "blocks.2"],
+    "vit-s": ["blocks.0", "blocks.1"],
     "wrn-10-1": ["layer1", "layer2", "layer3"],
 }
 CNNS_BY_NAME = ["cnn-s", "preact-resnet18", "wrn-10-1"]

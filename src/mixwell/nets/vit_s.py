@@ -38,6 +38,6 @@ def vit_s(num_classes: int, channels: int = 3, size: int = 32, **kwargs: Any) ->
                 f"Resize the images (32 px gives 8 patches of 4 px) or pass patch_size=, a divisor of the size."
             )
         kwargs["patch_size"] = max(fitting)
-    chosen = {"img_size": size, "in_chans": channels, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
+    chosen = {"img_size": size, "in_chans": channels, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
     net: nn.Module = vision_transformer.VisionTransformer(num_classes=num_classes, **(chosen | kwargs))
     return net
