@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS)
+# The methods' own tests again, with every annotated shape and dtype checked at each call.
+CHECKER := mixwell,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+SHAPES := tests/sample tests/label tests/ops tests/contract/test_mixing.py '--jaxtyping-packages=$(CHECKER)'
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all lint conformance docs clean
@@ -27,11 +30,13 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## compare six recipes in a few minutes; makes runs/demo/report.html
 	$(BIN)/mixwell demo
 
-test: $(STAMP) ## run the tests, with a sample of the full matrices
+test: $(STAMP) ## run the tests, with a sample of the full matrices, then those of the methods with shapes checked
 	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(SHAPES) $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## run the tests, with the full matrices
 	$(PYTEST) --all $(PYTEST_ARGS)
+	$(PYTEST) $(SHAPES) --all $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check

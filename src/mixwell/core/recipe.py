@@ -412,7 +412,8 @@ class Recipe(nn.Module):
         draws = option.draw(len(batch), self._streams, clock.step)
         scene = Scene(batch, draws, clock=clock)
         mix = option.mix(option.views(scene)[0], scene)
-        return mix.images, option.targets(Step(scene, mix, Outputs(mix.images)))
+        unseen = Outputs(mix.images.new_empty(len(mix.images), 0))  # no network, no logits
+        return mix.images, option.targets(Step(scene, mix, unseen))
 
     def forward(
         self,

@@ -78,8 +78,8 @@ class BlockCosts(NamedTuple):
 
     own: Float[Tensor, "b h w"]
     other: Float[Tensor, "b h w"]
-    down: Float[Tensor, "b h-1 w"]
-    right: Float[Tensor, "b h w-1"]
+    down: Float[Tensor, "b edges_down w"]
+    right: Float[Tensor, "b h edges_right"]
 
 
 def pixel_saliency(gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
@@ -161,7 +161,7 @@ def block_costs(
     return BlockCosts(own, other, agreed[0], agreed[1].mT)
 
 
-def _edge(above: Float[Tensor, "b c ch cw"], below: Float[Tensor, "b c ch cw"], k: int) -> Float[Tensor, "b h-1 w"]:
+def _edge(above: Float[Tensor, "b c ch cw"], below: Float[Tensor, "b c ch cw"], k: int) -> Float[Tensor, "b edges_down w"]:
     """Mean difference between the last row of one image's blocks and the first row of the blocks below, of another."""
     apart = (above[:, :, k - 1 : -1 : k] - below[:, :, k::k]).abs().mean(1)
     return torch.unflatten(apart, 2, (apart.shape[2] // k, k)).mean(3)
@@ -378,7 +378,7 @@ class Puzzle(Blend):
         return draws.strength * noise, gradient
 
 
-def _to_host(*tensors: Float[Tensor, "b h w"]) -> list[Float[Tensor, "b h w"]]:
+def _to_host(*tensors: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b ..."]]:
     """The tensors on the CPU, in one transfer."""
     flat = torch.cat([tensor.flatten(1) for tensor in tensors], 1).cpu()
     parts = torch.split(flat, [tensor[0].numel() for tensor in tensors], 1)
