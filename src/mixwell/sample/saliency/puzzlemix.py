@@ -78,8 +78,8 @@ class BlockCosts(NamedTuple):
 
     own: Float[Tensor, "b h w"]
     other: Float[Tensor, "b h w"]
-    down: Float[Tensor, "b edges_down w"]
-    right: Float[Tensor, "b h edges_right"]
+    down: Float[Tensor, "b down w"]
+    right: Float[Tensor, "b h right"]
 
 
 def pixel_saliency(gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
@@ -161,7 +161,7 @@ def block_costs(
     return BlockCosts(own, other, agreed[0], agreed[1].mT)
 
 
-def _edge(above: Float[Tensor, "b c ch cw"], below: Float[Tensor, "b c ch cw"], k: int) -> Float[Tensor, "b edges_down w"]:
+def _edge(above: Float[Tensor, "b c ch cw"], below: Float[Tensor, "b c ch cw"], k: int) -> Float[Tensor, "b down w"]:
     """Mean difference between the last row of one image's blocks and the first row of the blocks below, of another."""
     apart = (above[:, :, k - 1 : -1 : k] - below[:, :, k::k]).abs().mean(1)
     return torch.unflatten(apart, 2, (apart.shape[2] // k, k)).mean(3)
