@@ -2,11 +2,13 @@
 
     python -m benchmarks.mixing [--processes 5] [--rounds 30] [--only 32px] [--json FILE]
 
-A lerp is the time of `torch.lerp(x, x.flip(0), 0.3)` on the same batch in the same run. Entries take turns of eight
-calls in one process, on one thread; the figure is the median over processes of (an entry's median time / the lerp's
-median time). Draws, label work and dense soft labels are included. timm mixes in place, so it is given a clone, whose
-time is included: a user who still needs the clean batch pays it too. glibc's allocator is pinned (large thresholds),
-since otherwise every fresh 19 MB result is mapped and faulted in anew and ratios shift up to sevenfold.
+A lerp is the time of `torch.lerp(x, x.flip(0), 0.3)` on the same batch in the same run. Entries take turns of one call
+that is not timed and eight that are, in random order, in one process and on one thread; the figure is the median over
+processes of (an entry's median time / the lerp's median time). Draws and label work are included: ours ends with the
+targets' sources and weights, which losses take as they are, and where it stands beside a peer, which gives dense soft
+labels, it makes those too ("dense"). timm mixes in place, so it is given a clone, whose time is included: a user who
+still needs the clean batch pays it too. glibc's allocator is pinned (large thresholds), since otherwise every fresh
+19 MB result is mapped and faulted in anew and ratios shift up to sevenfold.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -32,14 +35,14 @@ BARS = {  # entry: bars at 32 and 224 pixels
     "mixwell cutmix per sample": (7.5, 2.0),
 }
 MODES = {  # entry of a peer: our entry in the same mode
-    "timm mixup batch": "mixwell mixup per batch",
-    "timm mixup elem": "mixwell mixup per sample",
-    "timm cutmix batch": "mixwell cutmix per batch",
-    "timm cutmix elem": "mixwell cutmix per sample",
-    "torchvision mixup": "mixwell mixup per batch",
-    "torchvision cutmix": "mixwell cutmix per batch",
-    "kornia mixup": "mixwell mixup per sample",
-    "kornia cutmix": "mixwell cutmix per sample",
+    "timm mixup batch": "mixwell mixup per batch, dense",
+    "timm mixup elem": "mixwell mixup per sample, dense",
+    "timm cutmix batch": "mixwell cutmix per batch, dense",
+    "timm cutmix elem": "mixwell cutmix per sample, dense",
+    "torchvision mixup": "mixwell mixup per batch, dense",
+    "torchvision cutmix": "mixwell cutmix per batch, dense",
+    "kornia mixup": "mixwell mixup per sample, dense",
+    "kornia cutmix": "mixwell cutmix per sample, dense",
 }
 _PINNED = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -60,18 +63,19 @@ def entries(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     y = torch.randint(CLASSES, (shape[0],))
     found: dict[str, Callable[[], object]] = {"lerp": lambda: torch.lerp(x, x.flip(0), 0.3), "clone": x.clone}
 
-    def ours(text: str) -> Callable[[], object]:
+    def ours(text: str, *, dense: bool = False) -> Callable[[], object]:
         recipe = mixwell.create(text, CLASSES, pixels=mixwell.Pixels((0.5,), (0.25,)))
 
         def call() -> object:
             images, targets = recipe.mix_batch(x, y)
-            return images, targets.dense()
+            return (images, targets.dense()) if dense else (images, targets)
 
         return call
 
     for name in ("mixup", "cutmix"):
         for per in ("batch", "sample"):
             found[f"mixwell {name} per {per}"] = ours(f"{name}(per={per})")
+            found[f"mixwell {name} per {per}, dense"] = ours(f"{name}(per={per})", dense=True)
     found["mixwell k_mixup"] = ours("k_mixup")
 
     from timm.data import Mixup
@@ -112,8 +116,10 @@ def measure(shape: tuple[int, ...], rounds: int) -> dict[str, float]:
         for _ in range(3):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
     for _ in range(rounds):
-        for name, call in calls.items():
+        for name, call in order.sample(list(calls.items()), len(calls)):
+            call()
             start = time.perf_counter()
             for _ in range(IN_A_ROW):
                 call()
@@ -177,9 +183,9 @@ def main() -> None:
     for size in [options.only] if options.only else SHAPES:
         tables[size] = in_lerps(list(in_processes(size, options.processes, options.rounds)))
         print(f"\n{size}: {SHAPES[size]}, one lerp = {tables[size]['lerp']['us']:.0f} µs")
-        print(f"  {'entry':28} {'lerps':>7} {'min':>7} {'max':>7} {'µs':>9}")
+        print(f"  {'entry':34} {'lerps':>7} {'min':>7} {'max':>7} {'µs':>9}")
         for entry, row in tables[size].items():
-            print(f"  {entry:28} {row['lerps']:7.2f} {row['min']:7.2f} {row['max']:7.2f} {row['us']:9.0f}")
+            print(f"  {entry:34} {row['lerps']:7.2f} {row['min']:7.2f} {row['max']:7.2f} {row['us']:9.0f}")
     missed = verdicts(tables)
     print("\n" + ("\n".join(missed) if missed else "Every bar holds."))
     if options.json:

@@ -71,7 +71,7 @@ class Bound:
         """A step whose clean and mixed passes returned the golden's logits."""
         draws = LessonDraws(self.index[0], self.lam[:1], adjust=np.zeros(1), judged=0.5)
         scene = mixwell.Scene(mixwell.Batch(self.images, self.labels))
-        partners = mixwell.Partners(torch.from_numpy(self.index[1])[:, None], self.labels)
+        partners = mixwell.Partners.at(torch.from_numpy(self.index[1])[:, None], self.labels)
         mix = self.option.blend.mix(self.images, partners, torch.from_numpy(self.lam[1:]), draws, scene)
         outputs = mixwell.Outputs(self.net.logits)
         return mixwell.Step(scene, mix, outputs, outputs)

@@ -1,7 +1,6 @@
 """Replays CutMix: trials with one λ, box and permutation per batch each."""
 
 import numpy as np
-import torch
 
 import mixwell
 from mixwell.conformance import Case, GivenLogits, close, equal, one_turn
@@ -25,7 +24,7 @@ def replay(case: Case) -> dict[str, np.ndarray]:
     size = tuple(images.shape[2:])
     # A centre is drawn in [0, 1); the middle of the golden's pixel falls into that pixel again.
     centres = (np.stack((case["center_row"], case["center_col"]), 1) + 0.5) / size
-    boxes = boxes_of(case.tensor("lam_raw"), torch.from_numpy(centres), size)
+    boxes = boxes_of(case["lam_raw"], centres, size)
 
     mixed, turns = [], []
     for lam, centre, perm in zip(case["lam_raw"], centres, case["perm"], strict=True):
@@ -33,8 +32,8 @@ def replay(case: Case) -> dict[str, np.ndarray]:
         turns.append(one_turn(recipe, net, images, labels, **draws))
         mixed.append(net.images.numpy())
     return {
-        "box_r0_c0_r1_c1": boxes[:, [0, 2, 1, 3]].numpy(),
-        "lam": (1 - area_of(boxes, size)).numpy(),
+        "box_r0_c0_r1_c1": boxes[:, [0, 2, 1, 3]],
+        "lam": 1 - area_of(boxes, size),
         "mixed": np.stack(mixed),
         "target": np.stack([turn.targets.dense().numpy() for turn in turns]),
         "loss": np.stack([turn.loss.numpy() for turn in turns]),

@@ -114,7 +114,7 @@ class Config:
         def apply(x: Tensor) -> Tensor:
             return assemble(x, x[self.perm], m, plans)
 
-        partners = Partners(self.perm[:, None], self.case.tensor("labels"))
+        partners = Partners.at(self.perm[:, None], self.case.tensor("labels"))
         self.mixture = Mix.of_pair(apply(self.images), partners, m.mean((1, 2)), apply)
         plan_arrays = {f"plan{i}_src_of_dst": plan.flatten(1).numpy() for i, plan in enumerate(plans or (), 1)}
         kept = self.case.wanted.get(f"{self.name}/mixed", (0,))[0]  # the golden holds the first rows

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import mixwell
 from mixwell.conformance import Case, close, equal, one_turn
 from mixwell.label.attention.transmix import attended
-from mixwell.ops.boxes import area_of, box_masks, boxes_of
+from mixwell.ops.boxes import area_of, boxes_of, pair_masks
 from mixwell.ops.tokens import token_masks, token_shares
 
 SOURCE = "official code"
@@ -84,14 +84,14 @@ def replay(case: Case) -> dict[str, np.ndarray]:
     want = mixwell.Want("class_attention", -1)
     attention = mixwell.Probe(net).run(net.images, wants=[want])[want]
 
-    box = boxes_of(torch.from_numpy(lam), torch.from_numpy(centre), size)
-    masks = both(box, size)
+    box = boxes_of(lam, centre, size)
+    masks = pair_masks(box, size)
     answers = {
-        "box": box[0],
+        "box": torch.from_numpy(box[0]),
         "x_mixed": net.images,
         "attn_cls": attention,
         "mask_token": token_masks(masks, attention.shape[1])[0, 1].to(torch.uint8),
-        "lam_area": (1 - area_of(box, size))[0],
+        "lam_area": torch.from_numpy(1 - area_of(box, size))[0],
         "lam_attn": token_shares(masks, attention)[:, 0],
         "lam_final": turn.targets.weights[:, 0],
         "target_area": by_area.targets.dense(smoothing=smoothing),
@@ -100,15 +100,9 @@ def replay(case: Case) -> dict[str, np.ndarray]:
     }
     if "box_small" in case:
         # A box that no draw gives, since drawn boxes have even sides: its label is taken from the box itself.
-        small = case.tensor("box_small")[None]
-        inside = area_of(small, size)
-        weights = attended(torch.stack((1 - inside, inside), 1), both(small, size), attention)
+        small = case["box_small"][None]
+        inside = torch.from_numpy(area_of(small, size))
+        weights = attended(torch.stack((1 - inside, inside), 1), pair_masks(small, size), attention)
         label = mixwell.Targets(y, by_area.targets.sources, weights, classes)
         answers["target_small_box"] = label.dense(smoothing=smoothing)
     return {name: tensor.numpy() for name, tensor in answers.items()}
-
-
-def both(box: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The masks of a box's outside and inside."""
-    inside = box_masks(box, (size[0], size[1]))
-    return torch.cat((~inside, inside), 1).float()

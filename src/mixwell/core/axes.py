@@ -81,7 +81,7 @@ class Need(Enum):
     VIEWS = "several views of each image"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Draws:
     """Every random number of a step, by the piece that drew it."""
 
@@ -91,7 +91,7 @@ class Draws:
         return self.of[piece]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scene:
     """What a sample policy may look at while it mixes.
 
@@ -110,7 +110,7 @@ class Scene:
     clock: Clock = field(default_factory=Clock)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Step:
     """What labels and losses see.
 

@@ -49,7 +49,7 @@ class Pixels:
         return images * self._shaped(self.std, images) + self._shaped(self.mean, images)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Batch:
     """One batch of a classification task.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["Clock"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Clock:
     """Attributes:
     step: batches mixed before this one, over all epochs.

@@ -4,55 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mixwell.core.targets import Targets
 
-__all__ = ["Mix", "Partners"]
+__all__ = ["Mix", "Partners", "onto"]
 
 
-@lru_cache(maxsize=16)
-def _own_rows(rows: int, device: torch.device) -> Int[Tensor, "r 1"]:
-    return torch.arange(rows, device=device)[:, None]
+def onto(array: np.ndarray, like: Tensor) -> Tensor:
+    """What was drawn on the host, on the device of `like`; shares the array's memory if that is the host."""
+    tensor = torch.from_numpy(array)
+    return tensor if like.is_cpu else tensor.to(like.device, non_blocking=True)
 
 
-@lru_cache(maxsize=16)
-def _pair(device: torch.device, dtype: torch.dtype) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
-    """(0, 1) and (1, -1): the former plus λ times the latter is (λ, 1-λ)."""
-    return torch.tensor([0, 1], device=device, dtype=dtype), torch.tensor([1, -1], device=device, dtype=dtype)
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Partners:
     """The rows that each row of a batch is mixed with.
 
     Attributes:
-        index: (R, P) rows of the batch, on the images' device; P = 1 for pairs.
+        sources: (R, 1 + P) rows of the batch, on the images' device: each row itself, then its partners; P = 1 for
+            pairs.
         pool: the batch's labels, which the sources of a mix point into.
     """
 
-    index: Int[Tensor, "r p"]
+    sources: Int[Tensor, "r k"]
     pool: Shaped[Tensor, "b ..."]
+
+    @classmethod
+    def at(cls, index: Int[Tensor, "r p"], pool: Shaped[Tensor, "b ..."]) -> Partners:
+        """Row i's partners are the rows `index[i]`."""
+        own = torch.arange(index.shape[0], device=index.device)
+        return cls(torch.cat((own[:, None], index), 1), pool)
+
+    @property
+    def index(self) -> Int[Tensor, "r p"]:
+        """The partners alone."""
+        return self.sources[:, 1:]
+
+    def column(self, which: int = 0) -> Int[Tensor, " r"]:
+        """One partner of each row."""
+        return self.sources.select(1, which + 1)
 
     def of(self, x: Float[Tensor, "b ..."], which: int = 0) -> Float[Tensor, "r ..."]:
         """Each row's partner in any tensor aligned with the batch (a gathered copy in the same memory layout)."""
-        index = self.index.select(1, which)
+        index = self.column(which)
         if x.is_contiguous() or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             return x.index_select(0, index)
         return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
-    @cached_property
-    def sources(self) -> Int[Tensor, "r k"]:
-        """(R, 1 + P): each row itself, then its partners."""
-        return torch.cat((_own_rows(self.index.shape[0], self.index.device), self.index), 1)
+    def shares(self, own: Float[Tensor, " #r"]) -> Float[Tensor, "r 2"]:
+        """(own, 1 - own) for each row of a pair, in fp32 on the rows' device."""
+        rows = self.sources.shape[0]
+        if own.requires_grad or not own.is_cpu:
+            return torch.stack((own, 1 - own), 1).to(self.sources.device, torch.float32).expand(rows, 2)
+        values, shares = own.numpy(), np.empty((rows, 2), np.float32)  # faster than as tensors
+        shares[:, 0] = values
+        shares[:, 1] = 1 - values
+        return onto(shares, self.sources)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Mix:
     """R mixed rows and what they are made of.
 
@@ -89,11 +106,7 @@ class Mix:
         **kept: Any,
     ) -> Mix:
         """A mix of each row with its partner, in which the row itself has label share `own`."""
-        weights = torch.addcmul(*_pair(own.device, own.dtype), own[:, None])
-        weights = weights.to(images.device, torch.float32, non_blocking=True)
-        if weights.shape[0] != images.shape[0]:
-            weights = weights.expand(images.shape[0], 2)
-        return cls(images, partners.sources, weights, partners.pool, apply, **kept)
+        return cls(images, partners.sources, partners.shares(own), partners.pool, apply, **kept)
 
     @classmethod
     def plain(cls, images: Float[Tensor, "b ..."], labels: Shaped[Tensor, "b ..."]) -> Mix:

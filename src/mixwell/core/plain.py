@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.random import Generator
 from torch import Tensor
 
 from mixwell.core.axes import Label, Need, Pairing, Per, Place, Ratio, Scene, Step, per_of
 from mixwell.core.errors import number_in
-from mixwell.core.mix import Partners
+from mixwell.core.mix import Partners, onto
 from mixwell.core.targets import Targets
 
 __all__ = ["Beta", "Input", "Permutation", "Shares"]
@@ -30,8 +32,14 @@ class Permutation(Pairing):
         return rng.permutation(rows)
 
     def partners(self, draws: np.ndarray, scene: Scene) -> Partners:
-        index = torch.from_numpy(draws).to(scene.batch.images.device, non_blocking=True)
-        return Partners(index[:, None], scene.batch.labels)
+        sources = _each_twice(len(draws)).copy()
+        sources[:, 1] = draws
+        return Partners(onto(sources, scene.batch.images), scene.batch.labels)
+
+
+@lru_cache(maxsize=16)
+def _each_twice(rows: int) -> Int64[np.ndarray, "r 2"]:
+    return np.repeat(np.arange(rows)[:, None], 2, 1)
 
 
 class Beta(Ratio):
@@ -50,7 +58,10 @@ class Beta(Ratio):
         self.per = per_of(per)
 
     def draw(self, rows: int, rng: Generator) -> np.ndarray:
-        return rng.beta(self.alpha, self.beta, 1 if self.per == "batch" else rows)
+        count = 1 if self.per == "batch" else rows
+        if self.alpha == self.beta == 1:
+            return rng.random(count)  # the same distribution, drawn several times as fast
+        return rng.beta(self.alpha, self.beta, count)
 
     def lam(self, draws: np.ndarray, scene: Scene) -> Float[Tensor, " #r"]:
         return torch.from_numpy(draws)

@@ -54,6 +54,9 @@ __all__ = ["Recipe", "create"]
 _PATIENCE = 25
 """Steps in which an owned parameter may get gradients without moving (a gradient scaler skips its first ones)."""
 
+_UNSEEN = Outputs(torch.empty(0, 0))
+"""What a network returned where there is none."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Settings:
@@ -157,7 +160,8 @@ class _Option(nn.Module):
     def targets(self, step: Step) -> Targets:
         """The labels of a finished step."""
         found = self.label.targets(step)
-        return Targets(found.pool, found.sources, found.weights, self.num_classes, found.soft, found.tokens)
+        found.num_classes = self.num_classes
+        return found
 
     def turns(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Iterator[Turn]:
         """The turns of one step."""
@@ -410,10 +414,9 @@ class Recipe(nn.Module):
         clock = self._checked_at(batch, clock)
         option = self._option(clock)
         draws = option.draw(len(batch), self._streams, clock.step)
-        scene = Scene(batch, draws, clock=clock)
-        mix = option.mix(option.views(scene)[0], scene)
-        unseen = Outputs(mix.images.new_empty(len(mix.images), 0))  # no network, no logits
-        return mix.images, option.targets(Step(scene, mix, unseen))
+        scene = Scene(batch, draws, None, None, clock)
+        mix = option.mix(batch.images if option.alone is None else option.views(scene)[0], scene)
+        return mix.images, option.targets(Step(scene, mix, _UNSEEN))
 
     def forward(
         self,
@@ -512,11 +515,12 @@ class Recipe(nn.Module):
 
     def _checked_at(self, batch: Batch, clock: Clock | None) -> Clock:
         """Check the batch of a step, and count the step."""
-        clock = clock or Clock(self.steps)
-        values = self.validate == "always" or not self._progress.checked or clock.step % 100 == 0
+        progress = self._progress
+        clock = clock or Clock(progress.steps)
+        values = self.validate == "always" or not progress.checked or clock.step % 100 == 0
         check_images(batch.images, values)
         check_labels(batch, self.num_classes, values, rows_sum_to_1=self._soft)
-        self._progress.checked, self._progress.steps = True, clock.step + 1
+        progress.checked, progress.steps = True, clock.step + 1
         return clock
 
     def _touching_all(self, loss: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,9 @@ from mixwell.core.errors import ParameterError
 
 __all__ = ["Streams", "key_of", "rank", "seeded"]
 
+_distributed: Callable[[], bool] = (
+    torch.distributed.is_initialized if torch.distributed.is_available() else lambda: False
+)
 _SHARED = 2**64 - 1
 _WORD = 2**64 - 1
 
@@ -34,9 +37,7 @@ def key_of(*parts: object) -> int:
 
 def rank(otherwise: int) -> int:
     """This process's rank where torch.distributed runs."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return int(torch.distributed.get_rank())
-    return otherwise
+    return int(torch.distributed.get_rank()) if _distributed() else otherwise
 
 
 @contextmanager
@@ -46,6 +47,19 @@ def seeded(key: int, net: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(key >> 1)
         yield
+
+
+_Stream = tuple[Generator, Any, dict[str, Any], list[int]]
+"""A generator, its bit generator, the state it starts from, and that state's counter."""
+
+
+def _fresh(seed: int, piece: str) -> _Stream:
+    bits = Philox(key=np.array([seed, key_of(piece)], dtype=np.uint64))
+    state: dict[str, Any] = dict(bits.state)
+    counter = [0, 0, 0, 0]  # lists are read faster than arrays
+    state["state"] = {"counter": counter, "key": state["state"]["key"].tolist()}
+    state["buffer"] = state["buffer"].tolist()
+    return Generator(bits), bits, state, counter
 
 
 class Streams:
@@ -59,7 +73,7 @@ class Streams:
             raise ParameterError(f"seed must be an integer in [0, 2**64), got {seed!r}.")
         self.seed = seed
         self._launched = int(os.environ.get("RANK", "0"))
-        self._generators: dict[str, tuple[Generator, dict[str, Any]]] = {}
+        self._generators: dict[str, _Stream] = {}
 
     def at(self, piece: str, step: int, *, shared: bool = False, lane: int | None = None) -> Generator:
         """The stream of `piece` at `step`, from its start.
@@ -67,14 +81,13 @@ class Streams:
         `shared` streams are the same on all ranks, the others are each rank's own. `lane` is `self.lane()`, for callers
         that ask for many streams of a step.
         """
-        if piece not in self._generators:
-            generator = Generator(Philox(key=np.array([self.seed, key_of(piece)], dtype=np.uint64)))
-            self._generators[piece] = generator, dict(generator.bit_generator.state)
-        generator, fresh = self._generators[piece]
-        counter = fresh["state"]["counter"]
+        found = self._generators.get(piece)
+        if found is None:
+            found = self._generators[piece] = _fresh(self.seed, piece)
+        generator, bits, state, counter = found
         counter[2] = self.lane(shared=True) if shared else self.lane() if lane is None else lane
         counter[3] = step
-        generator.bit_generator.state = fresh
+        bits.state = state
         return generator
 
     def lane(self, *, shared: bool = False) -> int:

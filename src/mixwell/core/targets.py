@@ -19,7 +19,7 @@ from mixwell.core.errors import BatchError
 __all__ = ["Targets"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Targets:
     """The labels of R mixed rows, each made of K sources.
 

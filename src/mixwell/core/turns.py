@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Trainee", "Turn"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Turn:
     """One loss, for whose gradient one group of parameters is stepped.
 

@@ -1,17 +1,24 @@
-"""Rectangles as tensors: half-open (top, bottom, left, right), one per row, without a loop."""
+"""Rectangles: half-open (top, bottom, left, right), one per row, without a loop.
+
+Boxes follow from numbers that are drawn on the host, so they are computed there, as arrays; only masks live on a
+device.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["area_of", "box_masks", "boxes_of"]
+__all__ = ["area_of", "boxes_of", "outside", "pair_masks"]
 
 
-def boxes_of(lam: Float[Tensor, " #b"], centres: Float[Tensor, "#b 2"], size: tuple[int, int]) -> Int[Tensor, "b 4"]:
+def boxes_of(
+    lam: Float[np.ndarray, " #b"], centres: Float[np.ndarray, "#b 2"], size: tuple[int, int]
+) -> Int64[np.ndarray, "b 4"]:
     """Boxes of area 1 - λ around random centres, clipped at the border.
 
     A side is 2·(⌊side·√(1-λ)⌋ // 2) pixels before clipping: always even, as in the official code of CutMix.
@@ -21,28 +28,48 @@ def boxes_of(lam: Float[Tensor, " #b"], centres: Float[Tensor, "#b 2"], size: tu
         centres: (B, 2) or (1, 2) row and column, uniform in [0, 1).
         size: height and width.
     """
-    extent = _extent(size, lam.device)
+    extent = _extent(size)
     # ⌊⌊side·cut⌋ / 2⌋ = ⌊side·cut / 2⌋
-    half = ((1 - lam.detach()).clamp_min_(0).sqrt_()[:, None] * (extent * 0.5)).long()
-    middle = (centres.to(lam.device) * extent).long()
-    edges = torch.stack((middle - half, middle + half), 2).clamp_min_(0)
-    return torch.minimum(edges, extent[:, None]).flatten(1)
+    half = (np.sqrt(np.maximum(1 - lam, 0))[:, None] * (extent * 0.5)).astype(np.int64)
+    middle = (centres * extent).astype(np.int64)
+    low = np.maximum(middle - half, 0)
+    high = np.minimum(middle + half, extent)
+    boxes = np.empty((len(low), 4), np.int64)
+    boxes[:, ::2], boxes[:, 1::2] = low, high
+    return boxes
 
 
 @lru_cache(maxsize=64)
-def _extent(size: tuple[int, int], device: torch.device) -> Int[Tensor, " 2"]:
-    return torch.tensor(size, device=device)
+def _extent(size: tuple[int, int]) -> Int64[np.ndarray, " 2"]:
+    return np.array(size)
 
 
-def area_of(boxes: Int[Tensor, "b 4"], size: tuple[int, int]) -> Float[Tensor, " b"]:
+def area_of(boxes: Int64[np.ndarray, "b 4"], size: tuple[int, int]) -> Float[np.ndarray, " b"]:
     """Exact share of the image that each box covers, in fp64."""
-    return (boxes[:, 1::2] - boxes[:, ::2]).prod(1).double() / (size[0] * size[1])
+    sides = boxes[:, 1::2] - boxes[:, ::2]
+    area: np.ndarray = sides[:, 0] * sides[:, 1] / (size[0] * size[1])
+    return area
 
 
-def box_masks(boxes: Int[Tensor, "b 4"], size: tuple[int, int]) -> Bool[Tensor, "b 1 h w"]:
-    """True inside each box."""
-    top, bottom, left, right = boxes[:, :, None].unbind(1)
-    rows, columns = (torch.arange(side, device=boxes.device) for side in size)
-    inside_rows = (rows >= top) & (rows < bottom)
-    inside_columns = (columns >= left) & (columns < right)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+def outside(
+    boxes: Int64[np.ndarray, "b 4"],
+    size: tuple[int, int],
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b 1 h w"]:
+    """1 outside each box, 0 inside."""
+    edges = torch.from_numpy(boxes).to(device, non_blocking=True)[:, :, None]
+    inside = []
+    for axis, side in enumerate(size):
+        place = torch.arange(side, device=device)
+        inside.append(((place >= edges[:, 2 * axis]) & (place < edges[:, 2 * axis + 1])).to(dtype))
+    rows, columns = inside
+    return torch.addcmul(rows.new_ones(()), rows[:, None, :, None], columns[:, None, None, :], value=-1)
+
+
+def pair_masks(
+    boxes: Int64[np.ndarray, "b 4"], size: tuple[int, int], device: torch.device | None = None
+) -> Float[Tensor, "b 2 h w"]:
+    """What is outside each box, and what is inside."""
+    keep = outside(boxes, size, device)
+    return torch.cat((keep, 1 - keep), 1)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import mixwell
 from mixwell.label.attention.transmix import attended
-from mixwell.ops.boxes import box_masks
+from mixwell.ops.boxes import pair_masks
 from mixwell.ops.tokens import grid_of, token_shares
 
 
 def masks_of(box, size=(32, 32)):
-    inside = box_masks(torch.tensor([box]), size)
-    return torch.cat((~inside, inside), 1).float()
+    return pair_masks(np.array([box]), size)
 
 
 def areas_of(masks):

@@ -61,7 +61,7 @@ def mixed(
         "judged": 0.5,
     } | draws
     scene = mixwell.Scene(mixwell.Batch(images, labels))
-    mix = blend.mix(images, Partners(partner[:, None], labels), lam, LessonDraws(**given), scene)
+    mix = blend.mix(images, Partners.at(partner[:, None], labels), lam, LessonDraws(**given), scene)
     assert isinstance(mix, TaughtMix)
     return mix
 

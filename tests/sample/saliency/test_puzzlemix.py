@@ -50,7 +50,7 @@ def mix_of(puzzle, images, gradient, lam=0.5, partner=None, draws=None, labels=N
     partner = torch.arange(rows).roll(-1) if partner is None else partner
     scene = Scene(Batch(images, labels, PIXELS), views=SimpleNamespace(gradient=lambda: gradient))
     lam = torch.full((rows,), float(lam), dtype=torch.float64)
-    return puzzle.mix(images, Partners(partner[:, None], labels), lam, draws or PuzzleDraws(2), scene)
+    return puzzle.mix(images, Partners.at(partner[:, None], labels), lam, draws or PuzzleDraws(2), scene)
 
 
 class Planted(nn.Module):

@@ -89,7 +89,7 @@ class TransportGroups(Pairing):
         images = scene.batch.images
         index = torch.from_numpy(draws).to(images.device, non_blocking=True)
         k = self.k if self.k < len(images) else max(1, len(images) // 2)
-        return Partners(matched(images, index, k, self.cost)[:, None], scene.batch.labels)
+        return Partners.at(matched(images, index, k, self.cost)[:, None], scene.batch.labels)
 
 
 @method("k_mixup", section="1.4", paper="2106.02933", venue="TMLR 2023")

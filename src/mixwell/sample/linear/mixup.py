@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mixwell.core.axes import Blend, Need, Per, Scene
-from mixwell.core.mix import Mix, Partners
+from mixwell.core.mix import Mix, Partners, onto
 from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 
@@ -39,9 +40,14 @@ def linear(
 
 def _weight(own: Tensor, lam: Tensor) -> Tensor | float:
     """λ as what `lerp` is fastest with: a number, or a tensor that broadcasts over the rows."""
-    if lam.numel() == 1 and lam.device.type == "cpu" and not lam.requires_grad:
+    shape = (-1, *(1,) * (own.ndim - 1))
+    if lam.requires_grad or not lam.is_cpu:
+        return lam.to(own.device, own.dtype).view(shape)
+    if lam.numel() == 1:
         return lam.item()
-    return lam.to(own.device, own.dtype, non_blocking=True).view(-1, *(1,) * (own.ndim - 1))
+    if own.dtype is torch.float32:
+        return onto(lam.numpy().astype(np.float32).reshape(shape), own)  # faster than as a tensor
+    return lam.to(own.device, own.dtype, non_blocking=True).view(shape)
 
 
 class Linear(Blend):
@@ -54,7 +60,8 @@ class Linear(Blend):
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
     ) -> Mix:
         def apply(x: Tensor) -> Tensor:
-            return partners.of(x).lerp_(x, _weight(x, lam)) if not lam.requires_grad else linear(x, partners.of(x), lam)
+            other = partners.of(x)  # a fresh copy, so that without a graph to λ the mix can take its place
+            return linear(x, other, lam) if lam.requires_grad else other.lerp_(x, _weight(x, lam))
 
         return Mix.of_pair(apply(images), partners, lam, apply, lam=lam, area=lam, make_masks=_constant)
 

@@ -121,7 +121,7 @@ class Lesson:
     judge: Callable[[Tensor], Tensor] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TaughtMix(Mix):
     """A mix by a mixer that is being trained.
 
@@ -245,7 +245,7 @@ class MixBlockBlend(Blend):
     def _lesson(self, images: Tensor, features: Tensor, draws: LessonDraws, pool: Tensor) -> Lesson:
         """Mix the batch a second time, by other draws and with a graph to the mixer."""
         index = torch.from_numpy(draws.partner).to(images.device, non_blocking=True)
-        partners = Partners(index[:, None], pool)
+        partners = Partners.at(index[:, None], pool)
         lam = torch.from_numpy(draws.lam).to(images.device, torch.float32, non_blocking=True)
         mask = self.mixer(features, index, lam, (images.shape[2], images.shape[3]))
         shares = torch.stack((lam, 1 - lam), 1).expand(len(images), 2)
