@@ -76,7 +76,7 @@ def table(pages: list[Page], folder: str) -> str:
         rows.append(f"| **{section} {family}** | | | |")
         rows += [
             f"| [`{page.slug}`]({folder}{page.slug}.md) | {cell(page.summary)} | {', '.join(page.axes)} | "
-            f"{page.venue}, {arxiv(page.paper)} |"
+            f"{page.venue}, {linked(page)} |"
             for page in members
         ]
     return "\n".join(rows)
@@ -111,7 +111,7 @@ def method_page(page: Page) -> str:
     if replay.is_file():
         source = " ".join(runpy.run_path(str(replay))["SOURCE"].split())
         parts += ["## Conformance", f"Compared by `mixwell conformance` with: {source.rstrip('.')}."]
-    cited = prose(citation).replace(f"arXiv:{page.paper}", arxiv(page.paper))
+    cited = prose(citation).replace(page.reference, linked(page))
     parts += ["## Citation", f"{cited} Section {page.section} of the survey."]
     return "\n\n".join(parts) + "\n"
 
@@ -192,8 +192,9 @@ def cell(text: str) -> str:
     return prose(text).replace("|", r"\|")
 
 
-def arxiv(paper: str) -> str:
-    return f"[arXiv:{paper}](https://arxiv.org/abs/{paper})"
+def linked(page: Page) -> str:
+    """The paper with its address."""
+    return f"[{page.reference}]({page.url})"
 
 
 def recipe_text(slug: str) -> str:

@@ -21,7 +21,7 @@ def test_the_page_of_every_method(run, slug):
     entry = mixwell.method_of(slug)
     text = words(found.out)
     assert text.startswith(words(entry.doc.partition("\n")[0]))
-    assert f"arXiv:{entry.paper}" in text
+    assert entry.reference in text
     for name in entry.parameters:
         assert any(line.startswith(f"  {name} ") for line in found.out.splitlines()), f"{name} has no row"
     assert f"{slug}, essential" in text

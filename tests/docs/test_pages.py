@@ -46,7 +46,7 @@ def test_a_page_says_what_the_registry_says(maker):
     for slug in mixwell.methods():
         entry = mixwell.method_of(slug)
         page = maker.method_page(maker.Page.of(entry))
-        assert f"https://arxiv.org/abs/{entry.paper}" in page
+        assert f"[{entry.reference}]({entry.url})" in page
         for name in entry.parameters:
             assert f"| `{name}` |" in page
         for piece in entry.build().essential:

@@ -26,7 +26,8 @@ class Page:
         family: the survey's title of the section, as its folder has it: "cutting".
         title: its name in print.
         summary: what it does, in one line.
-        paper: arXiv id.
+        paper: arXiv id, or "doi:…", or "openreview:…".
+        reference, url: the paper's name in print, and where it is.
         venue: where it was published.
         parameters: defaults by name.
         essential: class of the piece that it fixes, by slot.
@@ -41,6 +42,8 @@ class Page:
     title: str
     summary: str
     paper: str
+    reference: str
+    url: str
     venue: str
     parameters: dict[str, Any]
     essential: dict[str, str]
@@ -61,11 +64,13 @@ class Page:
             title=name,
             summary=summary,
             paper=entry.paper,
+            reference=entry.reference,
+            url=entry.url,
             venue=entry.venue,
             parameters={name: parameter.default for name, parameter in entry.parameters.items()},
             essential=_by_slot(essential),
             suggested=_by_slot(pieces.suggested),
-            axes=tuple(dict.fromkeys(piece.slot.axis for piece in _in_order(essential))),
+            axes=tuple(dict.fromkeys(piece.slot.axis for piece in _in_order(essential))) or ("recipe",),
             needs=tuple(needs_of(essential)),
         )
 

@@ -13,7 +13,7 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.random import Generator
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from mixwell.core.mix import Mix, Partners
 from mixwell.core.targets import Targets
 
 if TYPE_CHECKING:
+    from mixwell.core.artefacts import Workshop
     from mixwell.probe import Anatomy, Outputs, Views, Want
 
 __all__ = [
@@ -156,6 +157,9 @@ class Piece(nn.Module):
         """All random numbers of one step for a batch of `rows` images."""
         return None
 
+    def prepare(self, workshop: Workshop) -> None:
+        """Make or load what it needs before training begins. Called by `Recipe.prepare`, before `build`."""
+
     def wants(self) -> tuple[Want, ...]:
         """What it must see of the training pass besides the logits."""
         return ()
@@ -185,6 +189,10 @@ class Piece(nn.Module):
         """The network that evaluation and export use, if the piece has another than the model."""
         return None
 
+    def eval_images(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """What becomes of clean images before the predictor sees them."""
+        return images
+
 
 class SelfBlend(Piece):
     """How is an image changed, or mixed with itself, before it meets another?
@@ -202,9 +210,14 @@ class SelfBlend(Piece):
 
 
 class Pairing(Piece):
-    """Who mixes with whom?"""
+    """Who mixes with whom?
+
+    Attributes:
+        count: how many partners it gives each row.
+    """
 
     slot = Slot.PAIRING
+    count: int = 1
 
     def partners(self, draws: Any, scene: Scene) -> Partners:
         """The partner rows of each row."""
@@ -245,7 +258,10 @@ class Blend(Piece):
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
     ) -> Mix:
-        """Mix without further randomness; `images` are pixels or the map of the scene's site, and are not modified."""
+        """Mix without further randomness; `images` are pixels or the map of the scene's site, and are not modified.
+
+        A blend of no partners is given each row alone, and one that takes no λ an empty `lam`.
+        """
         raise NotImplementedError
 
 
@@ -300,15 +316,23 @@ class Criterion(Piece):
         """What each row counts in the mean; None for 1 each."""
         return None
 
-    def forward(self, logits: Float[Tensor, "r c"], targets: Targets, valid: Tensor | None = None) -> Float[Tensor, ""]:
-        """The mean loss over the valid rows."""
+    def forward(
+        self,
+        logits: Float[Tensor, "r c"],
+        targets: Targets,
+        valid: Bool[Tensor, " r"] | None = None,
+        counts: Float[Tensor, " r"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The mean loss over the valid rows, each counting as much as `counts` says; 0 if none counts."""
         rows, norms = self.rows(logits, targets), self.norms(targets)
-        if valid is None and norms is None:
+        if valid is None and norms is None and counts is None:
             return rows.mean()
-        count = torch.ones_like(rows) if norms is None else norms
+        norms = torch.ones_like(rows) if norms is None else norms
+        if counts is not None:
+            rows, norms = rows * counts, norms * counts
         if valid is not None:
-            rows, count = torch.where(valid, rows, 0), torch.where(valid, count, 0)
-        return rows.sum() / count.sum().clamp_min(torch.finfo(count.dtype).tiny)
+            rows, norms = torch.where(valid, rows, 0), torch.where(valid, norms, 0)
+        return rows.sum() / norms.sum().clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 class Term(Piece):
@@ -322,13 +346,17 @@ class Term(Piece):
 
 
 class LossWrapper(Piece):
-    """A change of the total loss."""
+    """A change of what rows count in the loss, or of the total."""
 
     slot = Slot.WRAPPER
 
+    def counts(self, step: Step) -> Float[Tensor, " r"] | None:
+        """What each row counts in the criterion's mean; None for 1 each."""
+        return None
+
     def wrap(self, total: Float[Tensor, ""], step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
         """The new total."""
-        raise NotImplementedError
+        return total
 
 
 def per_of(value: str) -> Per:

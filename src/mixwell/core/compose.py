@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
-from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot, Term
+from mixwell.core.axes import Blend, Need, Pairing, Piece, SelfBlend, Slot, Term
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
@@ -63,14 +63,18 @@ def compose(node: Node) -> list[Option]:
         return [
             Option(weight * inner.weight, inner.chosen) for weight, option in node.options for inner in compose(option)
         ]
-    terms = list(node.terms) if isinstance(node, Sum) else [node]
+    return _summed(list(_spelled_out(node)))
+
+
+def _summed(terms: list[Node]) -> list[Option]:
+    """A sum whose methods are spelled out."""
     for place, term in enumerate(terms):
         if isinstance(term, Switched):
             rest = terms[:place] + terms[place + 1 :]
             return [
                 Option(weight * inner.weight, inner.chosen)
                 for weight, option in term.options
-                for inner in (_unmixed(rest) if isinstance(option, Plain) else compose(_sum([option, *rest])))
+                for inner in (_unmixed(rest) if isinstance(option, Plain) else _summed([*_spelled_out(option), *rest]))
             ]
     if any(isinstance(term, Plain) for term in terms):
         others = " + ".join(str(term) for term in terms if not isinstance(term, Plain))
@@ -78,9 +82,12 @@ def compose(node: Node) -> list[Option]:
     return _gated([_part(term) for term in terms if isinstance(term, Call)])
 
 
-def _sum(terms: Iterable[Node]) -> Node:
-    flat = [part for term in terms for part in (term.terms if isinstance(term, Sum) else (term,))]
-    return Sum(tuple(flat))
+def _spelled_out(node: Node) -> Iterator[Node]:
+    """The terms of a sum, each method followed by the recipe that belongs to it."""
+    for term in node.terms if isinstance(node, Sum) else (node,):
+        yield term
+        if isinstance(term, Call) and (beside := _part(term).pieces.beside) is not None:
+            yield from _spelled_out(beside)
 
 
 def _part(call: Call) -> _Part:
@@ -205,6 +212,11 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
             f"mixup or cutmix."
         )
     name = chosen.owners.get(blend, type(blend).__name__)
+    if isinstance(piece, Pairing) and blend.partners not in (0, piece.count):
+        return (
+            f"gives each image {piece.count} partner{'s' * (piece.count != 1)}, but {name} mixes it with "
+            f"{blend.partners}. Take a blend of pairs, such as mixup or cutmix."
+        )
     if piece.slot is Slot.PAIRING and not blend.partners:
         return (
             f"decides who mixes with whom, but {name} mixes no two images. Take a blend of pairs, such as mixup or "

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from mixwell.core.batch import Batch
 from mixwell.core.targets import Targets
 
 __all__ = ["Mix", "Partners", "onto"]
@@ -41,6 +42,11 @@ class Partners:
         """Row i's partners are the rows `index[i]`."""
         own = torch.arange(index.shape[0], device=index.device)
         return cls(torch.cat((own[:, None], index), 1), pool)
+
+    @classmethod
+    def alone(cls, batch: Batch) -> Partners:
+        """No row has a partner."""
+        return cls(torch.arange(len(batch), device=batch.images.device)[:, None], batch.labels)
 
     @property
     def index(self) -> Int[Tensor, "r p"]:

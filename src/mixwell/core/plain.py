@@ -26,20 +26,32 @@ class Input(Place):
 
 
 class Permutation(Pairing):
-    """Mix the batch with a uniformly random permutation of itself; a row may meet itself."""
+    """Mix the batch with uniformly random permutations of itself; a row may meet itself.
+
+    Args:
+        count: partners of each row, from one permutation each.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__()
+        self.count = count
 
     def draw(self, rows: int, rng: Generator) -> np.ndarray:
-        return rng.permutation(rows)
+        """(B,), or (P, B) for P > 1 partners."""
+        if self.count == 1:
+            return rng.permutation(rows)
+        return rng.permuted(np.tile(np.arange(rows), (self.count, 1)), axis=1)
 
     def partners(self, draws: np.ndarray, scene: Scene) -> Partners:
-        sources = _each_twice(len(draws)).copy()
-        sources[:, 1] = draws
+        sources = _own_rows(len(draws.T), self.count).copy()
+        sources[:, 1:] = draws.T[:, None] if draws.ndim == 1 else draws.T
         return Partners(onto(sources, scene.batch.images), scene.batch.labels)
 
 
 @lru_cache(maxsize=16)
-def _each_twice(rows: int) -> Int64[np.ndarray, "r 2"]:
-    return np.repeat(np.arange(rows)[:, None], 2, 1)
+def _own_rows(rows: int, count: int) -> Int64[np.ndarray, "r k"]:
+    """Each row as its own partner."""
+    return np.repeat(np.arange(rows)[:, None], 1 + count, 1)
 
 
 class Beta(Ratio):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,18 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from mixwell.core.algebra import Node, parse
+from mixwell.core.artefacts import Progress, Workshop
 from mixwell.core.axes import (
-    Blend,
     Criterion,
     Draws,
     Label,
     LossWrapper,
-    Pairing,
     Piece,
     Place,
-    Ratio,
     Scene,
-    SelfBlend,
     Slot,
     Step,
     Term,
@@ -43,7 +40,8 @@ from mixwell.core.errors import (
     number_in,
 )
 from mixwell.core.mix import Mix
-from mixwell.core.plain import Beta, Input, Permutation, Shares
+from mixwell.core.plain import Input, Shares
+from mixwell.core.policy import Policy
 from mixwell.core.rng import Streams, key_of, seeded
 from mixwell.core.targets import Targets
 from mixwell.core.turns import Turn
@@ -86,25 +84,20 @@ class _Progress:
     checked: bool = False
 
 
-class _Option(nn.Module):
+class _Option(Policy):
     """One answer per axis: what a recipe does with a batch, once it has decided to."""
 
     def __init__(self, chosen: Chosen, settings: _Settings, name: str) -> None:
-        super().__init__()
+        super().__init__(chosen)
         self.name = name
         self.num_classes = settings.num_classes
-        self.alone = cast(SelfBlend | None, chosen.pieces.get(Slot.SELF))
         self.place = cast(Place, chosen.pieces.get(Slot.PLACE) or Input())
-        self.pairing = cast(Pairing, chosen.pieces.get(Slot.PAIRING) or Permutation())
-        self.ratio = cast(Ratio, chosen.pieces.get(Slot.RATIO) or Beta(1.0))
-        self.blend = cast(Blend | None, chosen.pieces.get(Slot.BLEND))
         self.label = cast(Label, chosen.pieces.get(Slot.LABEL) or Shares())
         self.criterion = _criterion(chosen, settings)
         self.terms = nn.ModuleList(chosen.terms)
         self.wrapper = cast(LossWrapper | None, chosen.pieces.get(Slot.WRAPPER))
-        self.owners = chosen.owners
-        mixing = [] if self.blend is None else [self.place, self.pairing, self.ratio, self.blend, self.label]
-        found = [self.alone, *mixing, self.criterion, *self.terms, self.wrapper]
+        around = () if self.blend is None else (self.place, self.label)
+        found = (*self.mixing, *around, self.criterion, *self.terms, self.wrapper)
         self.pieces = tuple(cast(Piece, piece) for piece in found if piece is not None)
         self.names = {piece: self._name_of(piece) for piece in self.pieces}
         self.drawing = tuple(
@@ -137,26 +130,6 @@ class _Option(nn.Module):
             }
         )
 
-    def mix(self, images: Float[Tensor, "b ..."], scene: Scene) -> Mix:
-        """Mix pixels, or the map of the scene's site."""
-        if self.blend is None:
-            return Mix.plain(images, scene.batch.labels)
-        if self.blend.grid and images.ndim != 4:
-            raise BatchError(
-                f"{self.owners[self.blend]} cuts pixel grids: expected images (B, C, H, W), got {tuple(images.shape)}. "
-                "For other shapes take a recipe such as mixup."
-            )
-        draws = scene.draws.of
-        partners = self.pairing.partners(draws.get(self.pairing), scene)
-        lam = self.ratio.lam(draws.get(self.ratio), scene)
-        return self.blend.mix(images, partners, lam, draws.get(self.blend), scene)
-
-    def views(self, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
-        """The images that go into the mix: the batch's own, or the views that are made of each."""
-        if self.alone is None:
-            return (scene.batch.images,)
-        return self.alone.images(scene.draws.of.get(self.alone), scene)
-
     def targets(self, step: Step) -> Targets:
         """The labels of a finished step."""
         found = self.label.targets(step)
@@ -167,15 +140,18 @@ class _Option(nn.Module):
         """The turns of one step."""
         step = self._run(probe, model, batch, draws, clock)
         targets = self.targets(step)
-        total = self.criterion(step.outputs.logits, targets, step.mix.valid)
+        counts = None if self.wrapper is None else self.wrapper.counts(step)
+        total = self.criterion(step.outputs.logits, targets, step.mix.valid, counts)
         parts = {"criterion": total.detach()}
         for term in self.terms:
             value = cast(Term, term).value(step, targets, self.criterion)
             parts[self.names[cast(Term, term)]] = value.detach()
             total = total + value
         if self.wrapper is not None:
-            total = self.wrapper.wrap(total, step, targets, self.criterion)
-            parts["wrapped"] = total.detach()
+            wrapped = self.wrapper.wrap(total, step, targets, self.criterion)
+            if wrapped is not total:
+                parts["wrapped"] = wrapped.detach()
+            total = wrapped
         yield Turn(total, "main", parts, step.outputs.logits.detach(), targets)
         for piece in self.pieces:
             piece.observe(step)
@@ -373,7 +349,37 @@ class Recipe(nn.Module):
 
     def eval_images(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """What is done to clean images before the predictor sees them."""
+        for piece in {type(piece): piece for option in self._each for piece in option.pieces}.values():
+            images = piece.eval_images(images)
         return images
+
+    def prepare(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        data: str,
+        *,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> Recipe:
+        """Make or load what its pieces need before training begins (auto-encoders, teachers, pictures).
+
+        Args:
+            batches: called for each pass over the clean training batches.
+            data: a text that names the data; artefacts are cached under it.
+            device: where to compute.
+            progress: called with (what is made, steps done, steps in all).
+        """
+
+        def of_here() -> Iterator[Batch]:
+            return (self._batch(batch, None) for batch in batches())
+
+        workshop = Workshop(of_here, data, torch.device(device))
+        if progress is not None:
+            workshop.progress = progress
+        for option in self._each:
+            for piece in option.pieces:
+                piece.prepare(workshop)
+        return self
 
     # The three ways in
 

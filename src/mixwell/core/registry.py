@@ -11,10 +11,13 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from mixwell.core.axes import Piece
 from mixwell.core.errors import ParameterError, UnknownMethod, closest, number_in
+
+if TYPE_CHECKING:
+    from mixwell.core.algebra import Node
 
 __all__ = ["Method", "Pieces", "method", "method_of", "methods"]
 
@@ -28,12 +31,15 @@ class Pieces:
         suggested: the paper's choice on other axes, which other methods of a recipe may override.
         prob: share of the batches on which the method mixes; on the others the recipe `otherwise` does.
         otherwise: a recipe string.
+        beside: a recipe that belongs to the method, as if it had been added to it; None for none. Where it switches,
+            the method does.
     """
 
     essential: tuple[Piece, ...]
     suggested: tuple[Piece, ...]
     prob: float
     otherwise: str
+    beside: Node | None
 
     def __init__(
         self,
@@ -41,11 +47,13 @@ class Pieces:
         suggested: Piece | tuple[Piece, ...] = (),
         prob: float = 1.0,
         otherwise: str = "none",
+        beside: Node | None = None,
     ) -> None:
         object.__setattr__(self, "essential", essential if isinstance(essential, tuple) else (essential,))
         object.__setattr__(self, "suggested", suggested if isinstance(suggested, tuple) else (suggested,))
         object.__setattr__(self, "prob", number_in("prob", prob, 0, 1))
         object.__setattr__(self, "otherwise", otherwise)
+        object.__setattr__(self, "beside", beside)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Method:
     Attributes:
         slug: its name in recipes.
         section: section of the survey.
-        paper: arXiv id.
+        paper: arXiv id; for papers that are not there "doi:…" or "openreview:…".
         venue: where it was published.
         build: makes its pieces from its parameters.
         gate: the parameter that says on which share of the batches it mixes, or "".
@@ -67,6 +75,21 @@ class Method:
     venue: str
     build: Callable[..., Pieces]
     gate: str = "prob"
+
+    @property
+    def reference(self) -> str:
+        """The paper, such as "arXiv:1710.09412"."""
+        return self.paper if ":" in self.paper else f"arXiv:{self.paper}"
+
+    @property
+    def url(self) -> str:
+        """Where the paper is."""
+        archive, _, name = self.reference.partition(":")
+        return {
+            "arXiv": "https://arxiv.org/abs/",
+            "doi": "https://doi.org/",
+            "openreview": "https://openreview.net/forum?id=",
+        }[archive] + name
 
     @property
     def doc(self) -> str:

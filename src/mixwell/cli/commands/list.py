@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         rows.add_row(" ".join(section))
         for page in members:
             wide = () if narrow else (", ".join(page.needs), page.venue)
-            rows.add_row(f"  {page.slug}", page.summary, ", ".join(page.axes), *wide, page.paper)
+            rows.add_row(f"  {page.slug}", page.summary, ", ".join(page.axes), *wide, page.paper.partition(":")[0])
         rows.add_section()
     screen.print(rows)
     screen.print()

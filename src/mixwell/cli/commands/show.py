@@ -103,7 +103,7 @@ def _method(screen: Screen, slug: str) -> None:
     page, docs = Page.of(entry), parameter_docs(entry)
     title, _, text = entry.doc.partition("\n")
     screen.print(Text(title, style="bold"), width=screen.prose_width)
-    screen.print(f"{slug} · {page.venue} · arXiv:{page.paper} · section {page.section} of the survey ({page.family})")
+    screen.print(f"{slug} · {page.venue} · {page.reference} · section {page.section} of the survey ({page.family})")
     for paragraph in text.strip().split("\n\n"):
         screen.print()
         screen.print(" ".join(paragraph.split()), width=screen.prose_width)
