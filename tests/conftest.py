@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import random
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.matrix_seed is None
     ):  # the controller of xdist hands its options, so also this date, to its workers
         config.option.matrix_seed = int(datetime.date.today().strftime("%Y%m%d"))
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the cache that the controller makes for them
+        cache = tempfile.TemporaryDirectory(prefix="mixwell-cache-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["MIXWELL_CACHE"] = cache.name
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // workers)))
 

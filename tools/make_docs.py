@@ -100,9 +100,14 @@ def method_page(page: Page) -> str:
         "## Parameters",
         parameters(page),
         "## Pieces",
-        "Essential pieces are what the method is about; suggested ones give way to another method of the recipe.",
-        pieces_table(pieces),
     ]
+    if pieces.essential:
+        parts += [
+            "Essential pieces are what the method is about; suggested ones give way to another method of the recipe.",
+            pieces_table(pieces),
+        ]
+    if page.beside is not None:
+        parts.append(f"It comes with the recipe `{page.beside}`.")
     if needs := needs_lines(pieces.essential):
         parts += ["## Needs", needs]
     if differences:
@@ -135,8 +140,10 @@ def needs_pixels(text: str) -> bool:
     recipe = mixwell.create(text, 4)
     attention = any(want.kind == "class_attention" for want in recipe.wants)
     net, images = create_net("vit-s" if attention else "cnn-s", 4), torch.rand(4, 3, 32, 32)
+    labels = torch.arange(4)
     try:
-        next(recipe.bind(net, images).turns(net, images, torch.arange(4)))
+        recipe.prepare(lambda: [mixwell.Batch(images, labels)], "random numbers for the documentation")
+        next(recipe.bind(net, images).turns(net, images, labels))
     except mixwell.BatchError as error:
         if "raw pixels" not in str(error):
             raise
@@ -200,7 +207,9 @@ def linked(page: Page) -> str:
 def recipe_text(slug: str) -> str:
     """The method alone if it makes images of its own, beside a host if it does not."""
     pieces = mixwell.method_of(slug).build()
-    acts = any(isinstance(piece, Blend | SelfBlend) for piece in (*pieces.essential, *pieces.suggested))
+    acts = pieces.beside or any(
+        isinstance(piece, Blend | SelfBlend) for piece in (*pieces.essential, *pieces.suggested)
+    )
     return slug if acts else f"{HOST} + {slug}"
 
 
@@ -209,7 +218,8 @@ def recipe_text(slug: str) -> str:
 
 def pictured(slug: str) -> bool:
     """Whether the method can be seen: it changes images, maps or labels, not only the loss."""
-    return any(piece.slot not in LOSS_SLOTS for piece in mixwell.method_of(slug).build().essential)
+    pieces = mixwell.method_of(slug).build()
+    return pieces.beside is not None or any(piece.slot not in LOSS_SLOTS for piece in pieces.essential)
 
 
 def picture_text(slug: str) -> str:
@@ -256,6 +266,20 @@ def telling_seed(images: Tensor) -> int:
     raise SystemExit(f"None of {SEEDS} seeds mixes every photograph with another by a share of at least 20%.")
 
 
+def seed_of(slug: str, images: Tensor, seed: int) -> int:
+    """A seed that shows the method; for augmentations of single images one that changes every photograph."""
+    pieces = mixwell.method_of(slug).build().essential
+    if any(piece.slot is not Slot.SELF or piece.network for piece in pieces) or not pieces:
+        return seed
+
+    def least_change(tried: int) -> float:
+        recipe = mixwell.create(slug, len(images), seed=tried, pixels=mixwell.Pixels((0.0,), (1.0,)))
+        mixed, _ = recipe.mix_batch(images, torch.arange(len(images)))
+        return float((mixed - images).abs().mean((1, 2, 3)).amin())
+
+    return max(range(40), key=least_change)
+
+
 def draw(which: str) -> None:
     """Draw the pictures that are missing, or all of them, and drop those of methods that are gone."""
     folder = DOCS / "pictures"
@@ -268,7 +292,8 @@ def draw(which: str) -> None:
     for path, slug in wanted.items():
         if which == "all" or not path.is_file():
             # 256 colours are enough for a method's page, and a fourth of the bytes.
-            save(sheet([picture_text(slug)], images, names, seed=seed).quantize(256), path)
+            shown = sheet([picture_text(slug)], images, names, seed=seed_of(slug, images, seed))
+            save(shown.quantize(256), path)
     mixes = folder / "mixes.png"
     if which == "all" or not mixes.is_file():
         save(sheet(MIXES, images, names, seed=seed, across=True, columns=3), mixes)

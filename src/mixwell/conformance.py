@@ -8,6 +8,7 @@ mixwell's public code. A replay file declares:
     COMPARE      {name pattern: comparator}; the first pattern that matches counts, so "*" comes last
     SKIPPED      {name pattern: reason} of the arrays that are not answered, if any
     replay(case) gives {name: array} for every array that is neither given nor skipped
+    METHOD       the method that a file named otherwise is a case of, if it is
 
 A solver's answer may differ from the golden's and be as good. Its downstream arrays are then a second case: REINJECTED
 names the solver's arrays, which `replay` still answers, and `downstream(case)`, which is given them besides the inputs,
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from mixwell.core.axes import Draws
 from mixwell.core.errors import DataError
 from mixwell.core.recipe import Recipe
+from mixwell.core.registry import method_of
 from mixwell.core.turns import Turn
 
 __all__ = [
@@ -189,11 +191,12 @@ class Report:
     """How one method agrees with its golden file.
 
     Attributes:
-        slug: the method.
+        slug: the method, or the name of another case of one.
         source: whose outputs the golden holds.
         compared: the arrays that were answered.
         skipped: the arrays that were not, with the reason.
         missed: everything that is wrong, one sentence each.
+        method: the method that it is a case of, or "" if it is named by it.
     """
 
     slug: str
@@ -201,6 +204,12 @@ class Report:
     compared: tuple[Compared, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     missed: tuple[str, ...] = ()
+    method: str = ""
+
+    @property
+    def name(self) -> str:
+        """The method, and the case of it if there is more than one."""
+        return f"{self.method} ({self.slug})" if self.method else self.slug
 
     @property
     def ok(self) -> bool:
@@ -227,6 +236,7 @@ class _Replay:
     reinjected: tuple[str, ...]
     replay: Callable[[Case], Mapping[str, Array]]
     downstream: Callable[[Case], Mapping[str, Array]] | None
+    method: str
 
 
 def _load_replay(slug: str, folder: Path) -> _Replay:
@@ -249,6 +259,7 @@ def _load_replay(slug: str, folder: Path) -> _Replay:
         tuple(getattr(module, "REINJECTED", ())),
         module.replay,
         getattr(module, "downstream", None),
+        method_of(module.METHOD).slug if hasattr(module, "METHOD") else "",
     )
     if not found.source.startswith(_SOURCES):
         raise DataError(f"{path}: SOURCE must begin with {' or '.join(map(repr, _SOURCES))}, got {found.source!r}.")
@@ -287,6 +298,7 @@ def check(golden: Path, replays: Path, *, shipped: bool = False) -> Report:
 
     Raises:
         DataError: there is no replay for the slug, or it does not declare what it must.
+        UnknownMethod: it declares a METHOD that does not exist.
         Exception: whatever the replay raised.
     """
     found = _load_replay(golden.stem, replays)
@@ -327,7 +339,7 @@ def check(golden: Path, replays: Path, *, shipped: bool = False) -> Report:
             missed += [f"{name}: {wrong}"] if wrong else []
     if shipped:
         missed += _dead_patterns(found, given, list(skipped), wanted, again)
-    return Report(golden.stem, found.source, tuple(compared), skipped, tuple(missed))
+    return Report(golden.stem, found.source, tuple(compared), skipped, tuple(missed), found.method)
 
 
 def _answers(
@@ -379,7 +391,7 @@ def conformance(golden: Path | None = None, replays: Path | None = None) -> list
         replays: folder of `<slug>.py`; the checkout's `tests/conformance` if not given.
 
     Returns:
-        One report per file, by slug. What a replay raises is in its report's `missed`. With the checkout's own golden
+        One report per file, by method. What a replay raises is in its report's `missed`. With the checkout's own golden
         files, a replay without a golden file and a declared pattern that matches nothing are misses too.
 
     Raises:
@@ -402,7 +414,7 @@ def conformance(golden: Path | None = None, replays: Path | None = None) -> list
             for slug in idle
             if slug != "conftest" and not slug.startswith("test_")
         ]
-    return sorted(reports, key=lambda report: report.slug)
+    return sorted(reports, key=lambda report: (report.method or report.slug, report.method, report.slug))
 
 
 def _reported(file: Path, replays: Path, shipped: bool) -> Report:
@@ -426,8 +438,8 @@ def render(reports: Iterable[Report]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("─" * width for width in widths))
-    lines += [f"{report.slug}: {name} skipped: {why}" for report in reports for name, why in report.skipped.items()]
-    lines += [f"{report.slug}: MISS {miss}" for report in reports for miss in report.missed]
+    lines += [f"{report.name}: {name} skipped: {why}" for report in reports for name, why in report.skipped.items()]
+    lines += [f"{report.name}: MISS {miss}" for report in reports for miss in report.missed]
     return "\n".join(lines)
 
 
@@ -435,4 +447,4 @@ def _row(report: Report) -> tuple[str, ...]:
     worst = report.worst
     error = "" if worst is None else f"{worst.error:.1e} {worst.name}" if worst.error else "0"
     verdict = "ok" if report.ok else "MISS"
-    return report.slug, str(len(report.compared)), str(len(report.skipped)), error, report.source, verdict
+    return report.name, str(len(report.compared)), str(len(report.skipped)), error, report.source, verdict

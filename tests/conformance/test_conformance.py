@@ -251,6 +251,19 @@ def test_one_broken_replay_does_not_hide_the_others(toy, tmp_path):
     assert "broken: MISS the replay raised KeyError" in table
 
 
+def test_another_case_of_a_method_stands_below_it(toy, tmp_path):
+    toy(DOUBLE, METHOD="'transmix'")
+    for slug in ("mixup", "transmix"):
+        np.savez(tmp_path / f"{slug}.npz", x=X, double=2 * X)
+        (tmp_path / f"{slug}.py").write_text((tmp_path / "toy.py").read_text().replace("METHOD = 'transmix'", ""))
+    reports = harness.conformance(tmp_path, tmp_path)
+    assert all(report.ok for report in reports)
+    assert [report.name for report in reports] == ["mixup", "transmix", "transmix (toy)"]
+    assert harness.render(reports).splitlines()[4].startswith("transmix (toy)  1")
+    with pytest.raises(mixwell.UnknownMethod, match="'transmixx'"):
+        toy(DOUBLE, METHOD="'transmixx'")
+
+
 def test_table_shows_worst_error_and_reasons(toy):
     report = toy(
         "return {'double': 2 * case['x'] + 0.25}",

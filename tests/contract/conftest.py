@@ -30,7 +30,7 @@ def text_of(slug: str, **parameters: object) -> str:
         return slug
     entry = method_of(slug)
     pieces = entry.build()
-    mixes = any(isinstance(piece, Blend) for piece in (*pieces.essential, *pieces.suggested))
+    mixes = pieces.beside or any(isinstance(piece, Blend) for piece in (*pieces.essential, *pieces.suggested))
 
     def call(name: str) -> str:
         known = method_of(name).parameters
@@ -71,7 +71,12 @@ class Act:
     @property
     def looks(self) -> bool:
         """Whether the mix depends on what a network sees."""
-        return any(piece.network for piece in (self.option.pairing, self.option.ratio, self.option.blend))
+        return any(piece.network for piece in self.option.mixing)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on the steps before it."""
+        return any(type(piece).observe is not Piece.observe for piece in self.option.pieces)
 
     def draws(self, rows: int, seed: int = 0, step: int = 0) -> mixwell.Draws:
         return self.option.draw(rows, Streams(seed), step)
@@ -106,6 +111,18 @@ def act(network_for: Callable[..., nn.Module]) -> Callable[..., Act]:
 
 
 @pytest.fixture(scope="session")
+def prepared() -> Callable[..., mixwell.Recipe]:
+    """`prepared(recipe, channels=3, size=(32, 32))`: the recipe, with what it needs before training made of noise."""
+
+    def make(recipe: mixwell.Recipe, channels: int = 3, size: tuple[int, int] = (32, 32)) -> mixwell.Recipe:
+        noise = torch.rand(4, channels, *size, generator=torch.Generator().manual_seed(0))
+        batch = mixwell.Batch(noise, torch.arange(4), mixwell.Pixels((0.0,), (1.0,)))
+        return recipe.prepare(lambda: [batch], f"noise {channels}×{size}")
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def recipe_for() -> Callable[..., mixwell.Recipe]:
     """`recipe_for("cutmix", per="batch", seed=1)`: parameters of the method and options of `create`, 7 classes."""
     options = ("seed", "criterion", "label_smoothing", "class_weights")
@@ -118,8 +135,10 @@ def recipe_for() -> Callable[..., mixwell.Recipe]:
 
 
 @pytest.fixture(scope="session")
-def network_for(cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The smallest network that has what a recipe declares to need, with the recipe bound to it."""
+def network_for(
+    cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module], prepared: Callable[..., mixwell.Recipe]
+) -> Callable[..., nn.Module]:
+    """The smallest network that has what a recipe declares to need, with the recipe prepared and bound to it."""
 
     def make(
         recipe: mixwell.Recipe, classes: int = 7, channels: int = 3, size: tuple[int, int] = (32, 32)
@@ -128,7 +147,7 @@ def network_for(cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]) ->
         model = vit(classes, channels, size) if attention else cnn(classes, channels)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            recipe.bind(model, torch.randn(2, channels, *size))
+            prepared(recipe, channels, size).bind(model, torch.randn(2, channels, *size))
         return model
 
     return make

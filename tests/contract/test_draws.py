@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mixwell.core import rng
+from mixwell.core.axes import Piece
 
 
 def numbers(draws, shared=False):
@@ -25,7 +26,7 @@ def _flat(drawn):
     if is_dataclass(drawn):
         drawn = tuple(getattr(drawn, field.name) for field in fields(drawn))
     if isinstance(drawn, tuple):
-        return np.concatenate([_flat(part) for part in drawn])
+        return np.concatenate([[0.0], *(_flat(part) for part in drawn)])
     return np.asarray(drawn, dtype=np.float64).ravel()
 
 
@@ -67,6 +68,8 @@ def test_workers_draw_their_own_numbers(act, slug, which, monkeypatch):
 
 def test_resume_at_a_step_gives_that_steps_numbers(slug, recipe_for, network_for):
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    if any(type(piece).observe is not Piece.observe for o in recipe_for(slug).options for piece in o.pieces):
+        pytest.skip("steps depend on the ones before, and training resumes with an epoch's first")
 
     def losses(recipe, count):
         model = network_for(recipe).eval()

@@ -1,5 +1,6 @@
 """Every ordered pair of methods trains one step, or is refused for a reason that the methods themselves declare."""
 
+import re
 from collections.abc import Callable
 from itertools import permutations
 
@@ -14,8 +15,25 @@ CLASSES = 7
 PIXELS = mixwell.Pixels((0.5,), (0.25,))
 
 
+RESIZED = {"stackmix": "stackmix(resize=true)"}
+"""How methods that change the images' size are used with a network of a fixed one."""
+
+
 def pieces_of(slugs: tuple[str, ...]) -> list[tuple[str, mixwell.Pieces]]:
     return [(slug, mixwell.method_of(slug).build()) for slug in slugs]
+
+
+def spelled_out(slugs: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The methods of each option that a recipe which comes with a method makes of a sum."""
+    options: list[tuple[str, ...]] = [()]
+    for slug, found in pieces_of(slugs):
+        beside = [()]
+        if found.beside is not None:
+            nodes = getattr(found.beside, "options", ((1.0, found.beside),))
+            called = [tuple(re.findall(r"[a-z_]+(?=\(|$| )", str(node))) for _, node in nodes]
+            beside = [option for names in called for option in spelled_out(names)]
+        options = [(*option, slug, *more) for option in options for more in beside]
+    return options
 
 
 def unmet(piece: Piece, blend: Blend | None, met: frozenset) -> bool:
@@ -26,7 +44,7 @@ def unmet(piece: Piece, blend: Blend | None, met: frozenset) -> bool:
     if blend is None:
         return not (in_loss and piece.needs <= met)
     idle = {
-        Slot.PAIRING: blend.partners == 0,
+        Slot.PAIRING: blend.partners != getattr(piece, "count", 1),
         Slot.RATIO: not blend.takes_lam,
         Slot.PLACE: not blend.hidden,
     }
@@ -35,6 +53,10 @@ def unmet(piece: Piece, blend: Blend | None, met: frozenset) -> bool:
 
 def refusal(slugs: tuple[str, ...]) -> str:
     """Why the recipe must be refused, or ""."""
+    return next(filter(None, map(refusal_of_option, spelled_out(slugs))), "")
+
+
+def refusal_of_option(slugs: tuple[str, ...]) -> str:
     parts = pieces_of(slugs)
     essential = [(slug, piece) for slug, found in parts for piece in found.essential]
     exclusive = [piece.slot for _, piece in essential if piece.slot is not Slot.TERM]
@@ -62,6 +84,7 @@ def wants_attention(slugs: tuple[str, ...]) -> bool:
 
 
 def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
+    recipe.prepare(lambda: [mixwell.Batch(images, torch.arange(len(images)))], "noise of the pairs")
     recipe.bind(net, example=images)
     groups = recipe.parameter_groups(net)
     optimizer = torch.optim.SGD(groups, lr=0.01)
@@ -89,7 +112,8 @@ def test_pair_trains_or_is_refused(pair: tuple[str, str], cnn: Callable[..., nn.
         assert any(slug in str(caught.value) for slug in pair), expected
         return
     images = torch.randn(6, 3, 32, 32)
-    train(mixwell.create(text, num_classes=CLASSES, pixels=PIXELS), vit(CLASSES), images)
+    fixed = " + ".join(RESIZED.get(slug, slug) for slug in pair)
+    train(mixwell.create(fixed, num_classes=CLASSES, pixels=PIXELS), vit(CLASSES), images)
     recipe = mixwell.create(text, num_classes=CLASSES, pixels=PIXELS)
     if wants_attention(pair):
         with pytest.raises(mixwell.IncompatibleRecipe, match="no self-attention"):

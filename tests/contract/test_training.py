@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mixwell
-from mixwell.core.axes import Need, Slot
+from mixwell.core.axes import LossWrapper, Need, Slot
 from mixwell.core.criteria import SoftCrossEntropy
 from mixwell.core.registry import method_of
 
@@ -33,6 +33,11 @@ def labels_of(kind, rows=6, classes=7):
 def skip_own_criterion(slug):
     if slug != "none" and any(piece.slot is Slot.CRITERION for piece in method_of(slug).build().essential):
         pytest.skip("the method brings its own criterion")
+    if slug != "none" and any(
+        isinstance(piece, LossWrapper) and type(piece).counts is not LossWrapper.counts
+        for piece in method_of(slug).build().essential
+    ):
+        pytest.skip("rows do not count alike")
 
 
 def one_turn(recipe, model, images, labels):
@@ -140,7 +145,7 @@ def test_label_shares_in_a_step(slug, recipe_for, network_for):
             torch.testing.assert_close(targets.dense().sum(1), torch.ones(6))
         assert (targets.weights >= 0).all()
         assert targets.sources.min() >= 0
-        assert targets.sources.max() < 6
+        assert targets.sources.max() < len(targets.pool)
 
 
 @EVERY

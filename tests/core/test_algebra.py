@@ -28,6 +28,9 @@ def values_of(name, hint, gate):
         return st.one_of([values_of(name, part, gate) for part in get_args(hint) if part is not type(None)])
     if name == gate:
         return st.floats(0, 1)
+    recipes = {Plain: "none", Call: "mixup", Sum: "cutmix + transmix", Switched: "0.25*cutmix | 0.75*none"}
+    if hint in recipes:
+        return st.just(parse(recipes[hint]))
     return {
         float: st.floats(1e-9, 1e9, allow_subnormal=False) | st.integers(1, 9),
         int: st.integers(0, 99),

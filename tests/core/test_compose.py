@@ -92,9 +92,7 @@ def test_the_order_of_a_sum_does_not_matter(one_way, other_way):
     first, second = mixwell.create(one_way), mixwell.create(other_way)
     assert first.weights == second.weights
     assert [kinds(option) for option in first.options] == [kinds(option) for option in second.options]
-    assert [alpha(option) for option in first.options] == [
-        alpha(option) for option in second.options
-    ]
+    assert [alpha(option) for option in first.options] == [alpha(option) for option in second.options]
 
 
 @pytest.mark.parametrize("text", ["mixup + cutmix", "cutmix + mixup", "transmix + mixup + cutmix"])
@@ -193,6 +191,8 @@ def test_the_users_criterion_beats_a_suggested_one():
 # Gates and switches
 
 PLAIN = ("NoneType", "NoneType", "Shares")
+
+
 def weights(text):
     recipe = mixwell.create(text)
     return [(round(w, 9), *kinds(o)[1:]) for w, o in zip(recipe.weights, recipe.options, strict=True)]

@@ -17,6 +17,7 @@ CASES = {
     "collate_fn.py": (["--steps", "3"], "label-weighted accuracy"),
     "own_dataset.py": (["--epochs", "1"], "accuracy "),
     "switch.py": (["--steps", "6"], "options with weights"),
+    "tabular_and_signals.py": (["--steps", "2"], "chimes: local_mixup(decay=0.1) accuracy "),
 }
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "compare recipes on the data that comes with mixwell, in a few minutes, and make a page of it",
     "list": "all methods, and which questions they answer",
     "show": "a method's page, or what a recipe does; with --model, whether a network suits it",
+    "prepare": "make what a recipe needs before training; train does it by itself",
     "train": "train a network with a recipe; the same command again resumes the run",
     "conformance": "compare every method with the outputs of its authors' code",
 }

@@ -32,7 +32,8 @@ class Page:
         parameters: defaults by name.
         essential: class of the piece that it fixes, by slot.
         suggested: class of the piece that it proposes, by slot.
-        axes: the questions that it decides.
+        beside: the recipe that comes with it, or None.
+        axes: the questions that it decides; "recipe" if the recipe that comes with it decides them all.
         needs: what its essential pieces ask of the blend and of the network.
     """
 
@@ -48,6 +49,7 @@ class Page:
     parameters: dict[str, Any]
     essential: dict[str, str]
     suggested: dict[str, str]
+    beside: str | None
     axes: tuple[str, ...]
     needs: tuple[str, ...]
 
@@ -70,6 +72,7 @@ class Page:
             parameters={name: parameter.default for name, parameter in entry.parameters.items()},
             essential=_by_slot(essential),
             suggested=_by_slot(pieces.suggested),
+            beside=None if pieces.beside is None else str(pieces.beside),
             axes=tuple(dict.fromkeys(piece.slot.axis for piece in _in_order(essential))) or ("recipe",),
             needs=tuple(needs_of(essential)),
         )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ def cached(
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(made, part)
         part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # torch raises the latter where it cannot open a file
+        with suppress(OSError):
+            part.unlink()
     return made
 
 

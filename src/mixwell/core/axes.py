@@ -246,6 +246,8 @@ class Blend(Piece):
         takes_lam: whether the drawn λ matters.
         hidden: whether it can act on hidden maps.
         grid: whether it needs a pixel grid; without, it mixes any `(B, ...)` tensor.
+        aligned: whether every pixel of a mix comes from the same place of its sources; not where images are resized,
+            moved or stacked.
     """
 
     slot = Slot.BLEND
@@ -254,6 +256,7 @@ class Blend(Piece):
     takes_lam: bool = True
     hidden: bool = True
     grid: bool = True
+    aligned: bool = True
 
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.random import Generator
 from torch import Tensor, nn
 
 from mixwell.core.algebra import Node
-from mixwell.core.axes import Blend, Draws, Pairing, Piece, Ratio, Scene, SelfBlend, Slot
+from mixwell.core.axes import Blend, Draws, Need, Pairing, Piece, Ratio, Scene, SelfBlend, Slot
 from mixwell.core.compose import Chosen, compose
 from mixwell.core.errors import BatchError, IncompatibleRecipe
 from mixwell.core.mix import Mix, Partners
-from mixwell.core.plain import Beta, Permutation
+from mixwell.core.plain import OF_A_PAIR, Beta, Permutation
 
-__all__ = ["Inner", "InnerDraws", "Policy"]
+__all__ = ["Inner", "InnerDraws", "Policy", "picked"]
 
 _NO_LAM = torch.empty(0)
 _SLOTS = frozenset({Slot.SELF, Slot.PAIRING, Slot.RATIO, Slot.BLEND})
@@ -74,6 +74,15 @@ class Policy(nn.Module):
         return blend.mix(images, partners, lam, draws.get(blend), scene)
 
 
+def picked(weights: Sequence[float], point: float) -> int:
+    """Which option a point in [0, 1) falls on: the first whose cumulative weight is beyond it."""
+    for option, weight in enumerate(weights):
+        point -= weight
+        if point < 0:
+            return option
+    return max(range(len(weights)), key=weights.__getitem__)  # the weights' sum was rounded below the point
+
+
 @dataclass(eq=False)
 class InnerDraws:
     """Which option of an inner recipe acts, and what its pieces drew."""
@@ -104,7 +113,7 @@ class Inner(nn.Module):
                         f"{owner} runs the recipe it was given on images alone, but {name} acts inside the network or "
                         f"in the loss. Give {owner} a recipe such as cutmix, and add {name} beside it."
                     )
-        self.weights = np.array([option.weight for option in found])
+        self.weights = [option.weight for option in found]
         self.options = nn.ModuleList(Policy(option.chosen) for option in found)
 
     @property
@@ -113,13 +122,25 @@ class Inner(nn.Module):
         return tuple(cast(Policy, option) for option in self.options)
 
     @property
+    def blends(self) -> tuple[Blend | None, ...]:
+        """Each option's blend."""
+        return tuple(policy.blend for policy in self.policies)
+
+    @property
+    def gives(self) -> frozenset[Need]:
+        """What the mixes of every option have."""
+        found = [OF_A_PAIR | {Need.MASKS} if blend is None else blend.gives for blend in self.blends]
+        return frozenset.intersection(*map(frozenset, found))
+
+    @property
     def plain(self) -> bool:
         """Whether it never does anything."""
         return not any(policy.mixing for policy in self.policies)
 
-    def draw(self, rows: int, rng: Generator) -> InnerDraws:
-        """Every random number of one use."""
-        option = 0 if len(self.weights) == 1 else int(rng.choice(len(self.weights), p=self.weights))
+    def draw(self, rows: int, rng: Generator, option: int | None = None) -> InnerDraws:
+        """Every random number of one use; the option is drawn too if it is not given."""
+        if option is None:
+            option = 0 if len(self.weights) == 1 else picked(self.weights, rng.random())
         return InnerDraws(option, {piece: piece.draw(rows, rng) for piece in self.policies[option].mixing})
 
     def mix(

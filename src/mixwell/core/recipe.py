@@ -41,7 +41,7 @@ from mixwell.core.errors import (
 )
 from mixwell.core.mix import Mix
 from mixwell.core.plain import Input, Shares
-from mixwell.core.policy import Policy
+from mixwell.core.policy import Policy, picked
 from mixwell.core.rng import Streams, key_of, seeded
 from mixwell.core.targets import Targets
 from mixwell.core.turns import Turn
@@ -376,8 +376,8 @@ class Recipe(nn.Module):
         workshop = Workshop(of_here, data, torch.device(device))
         if progress is not None:
             workshop.progress = progress
-        for option in self._each:
-            for piece in option.pieces:
+        for piece in self.modules():  # also those of recipes inside pieces
+            if isinstance(piece, Piece):
                 piece.prepare(workshop)
         return self
 
@@ -494,11 +494,7 @@ class Recipe(nn.Module):
         if len(self.weights) == 1:
             return self._each[0]
         point = self._streams.at("switch", clock.step, shared=True).random()
-        for option, weight in zip(self._each, self.weights, strict=True):
-            point -= weight
-            if point < 0:
-                return option
-        return self._each[max(range(len(self.weights)), key=self.weights.__getitem__)]
+        return self._each[picked(self.weights, point)]
 
     def _probe_of(self, model: nn.Module, example: Tensor | None = None) -> Probe:
         if self._probe is None or not self._probe.belongs_to(model):

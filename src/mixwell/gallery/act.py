@@ -16,6 +16,7 @@ from mixwell.core.batch import Batch, Pixels
 from mixwell.core.clock import Clock
 from mixwell.core.errors import BatchError
 from mixwell.core.recipe import Recipe, create
+from mixwell.core.rng import key_of
 from mixwell.nets import create_net
 
 __all__ = ["Shown", "act", "fitted_net", "needs_network"]
@@ -120,6 +121,7 @@ def act(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         net = fitted_net(made, batch.images, labels, num_classes) if model is None else copy.deepcopy(model)
+        made.prepare(lambda: [batch], f"pictures {key_of(images.numpy(force=True).tobytes())}")
         made.bind(net, batch.images)
         if made.owns:
             _train(made, net, batch)
@@ -128,10 +130,12 @@ def act(
 
 def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
     """Train what the recipe owns, so that its picture is not that of random weights."""
+    # In another order, so that a recipe which remembers its last batch shows other pictures.
+    others = Batch(batch.images.roll(1, 0), batch.labels.roll(1), batch.pixels)
     optimiser = torch.optim.AdamW(recipe.parameter_groups(net), lr=2e-3)
     for step in range(1, _STEPS + 1):
         clock = Clock(step, total=_STEPS + 1)
-        for turn in recipe.turns(net, batch, clock=clock):
+        for turn in recipe.turns(net, others, clock=clock):
             optimiser.zero_grad()
             torch.autograd.backward(turn.loss)
             optimiser.step()
@@ -155,4 +159,5 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
     if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
         return Shown(str(recipe), images, shares, site=site)
     masks = masks.detach().expand(len(images[0]), -1, -1, -1)
-    return Shown(str(recipe), images, shares, masks, mix.pool[mix.sources], site)
+    ids = mix.pool.argmax(1) if mix.pool.is_floating_point() else mix.pool  # the likeliest class of soft labels
+    return Shown(str(recipe), images, shares, masks, ids[mix.sources], site)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["area_of", "boxes_of", "outside", "pair_masks"]
+__all__ = ["area_of", "boxes_around", "boxes_of", "boxes_within", "outside", "pair_masks"]
 
 
 def boxes_of(
@@ -28,12 +28,42 @@ def boxes_of(
         centres: (B, 2) or (1, 2) row and column, uniform in [0, 1).
         size: height and width.
     """
+    return boxes_around(np.sqrt(np.maximum(1 - lam, 0)), centres, size)
+
+
+def boxes_around(
+    cuts: Float[np.ndarray, " #b"], centres: Float[np.ndarray, "#b 2"], size: tuple[int, int]
+) -> Int64[np.ndarray, "b 4"]:
+    """Boxes with sides of 2·(⌊side·cut⌋ // 2) pixels around random centres, clipped at the border.
+
+    Args:
+        cuts: (B,) or (1,) share of the image's sides, ≥ 0.
+        centres: (B, 2) or (1, 2) row and column, uniform in [0, 1).
+        size: height and width.
+    """
     extent = _extent(size)
     # ⌊⌊side·cut⌋ / 2⌋ = ⌊side·cut / 2⌋
-    half = (np.sqrt(np.maximum(1 - lam, 0))[:, None] * (extent * 0.5)).astype(np.int64)
+    half = (cuts[:, None] * (extent * 0.5)).astype(np.int64)
     middle = (centres * extent).astype(np.int64)
-    low = np.maximum(middle - half, 0)
-    high = np.minimum(middle + half, extent)
+    return _boxes(np.maximum(middle - half, 0), np.minimum(middle + half, extent))
+
+
+def boxes_within(
+    sides: Int64[np.ndarray, "#b 2"], centres: Float[np.ndarray, "#b 2"], size: tuple[int, int]
+) -> Int64[np.ndarray, "b 4"]:
+    """Boxes of exactly the given sides around random centres, shifted inwards where they would cross the border.
+
+    Args:
+        sides: (B, 2) or (1, 2) height and width in pixels, at most the image's.
+        centres: (B, 2) or (1, 2) row and column, uniform in [0, 1).
+        size: height and width of the image.
+    """
+    extent = _extent(size)
+    low = np.clip((centres * extent).astype(np.int64) - sides // 2, 0, extent - sides)
+    return _boxes(low, low + sides)
+
+
+def _boxes(low: Int64[np.ndarray, "b 2"], high: Int64[np.ndarray, "b 2"]) -> Int64[np.ndarray, "b 4"]:
     boxes = np.empty((len(low), 4), np.int64)
     boxes[:, ::2], boxes[:, 1::2] = low, high
     return boxes

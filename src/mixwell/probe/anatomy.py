@@ -120,7 +120,7 @@ class Anatomy:
         return bool(self.blocks)
 
     def site(self, which: int | str) -> Site:
-        """Stage number `which` (1 is the first) or the module of that name.
+        """Stage number `which` (1 is the first, -1 the last) or the module of that name.
 
         Raises:
             SiteError: it does not exist; lists those that do.
@@ -128,13 +128,14 @@ class Anatomy:
         if isinstance(which, bool) or not isinstance(which, int | str):
             raise SiteError(f"A site is a stage number or a module's name, got {which!r}.")
         if isinstance(which, int):
-            if not 1 <= which <= len(self.stages):
+            number = which + 1 + len(self.stages) if which < 0 else which
+            if not 1 <= number <= len(self.stages):
                 raise SiteError(
                     f"Stage {which} does not exist: {type(self.net).__name__} has {len(self.stages)} stages "
                     f"({', '.join(self.stages) or 'none found; name modules instead'}). Choose sites=(...) among them, "
                     "0 for the input, or any module's name."
                 )
-            which = self.stages[which - 1]
+            which = self.stages[number - 1]
         if which not in self.modules:
             raise SiteError(
                 f"Site {which!r} does not exist in {type(self.net).__name__}; {closest(which, self.modules)} "

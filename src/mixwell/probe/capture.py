@@ -28,7 +28,7 @@ class Want:
     """Something to be seen of a pass.
 
     Attributes:
-        kind: "features": the map (R, C, h, w) of a site (a stage number or a module's name).
+        kind: "features": the map (R, C, h, w) of a site (a stage number, -1 the last, or a module's name).
             "class_attention": (R, h·w) softmaxed attention of the class token to each patch, the mean over heads,
                 detached; class
             and register columns are dropped and the rest not renormalised; the site is a block's number, -1 the last.

@@ -40,6 +40,7 @@ from mixwell.train.folder import RunFolder
 from mixwell.train.init import load_init
 from mixwell.train.meters import Meters
 from mixwell.train.optim import check_names, steppers
+from mixwell.train.prepare import prepare
 from mixwell.train.report import Reporter
 
 __all__ = ["TIME_FIELDS", "Result", "train"]
@@ -205,6 +206,8 @@ class _Engine:
         if config.init not in (None, "pretrained"):
             notes.append(load_init(self.model, str(config.init), self.data.num_classes))
         self._check(first)
+        self.reporter = Reporter(progress and accelerator.is_main_process, config.epochs, self.total)
+        self._prepare()
         self.recipe.bind(self.model, first.images).to(accelerator.device)
         self.plain.to(accelerator.device)
         groups = self.recipe.parameter_groups(self.model)
@@ -226,7 +229,6 @@ class _Engine:
         self.history: list[dict[str, Any]] = []
         self.saved_at, self.saved_step = time.monotonic(), 0
         self._scaler_state: dict[str, Any] | None = None
-        self.reporter = Reporter(progress and accelerator.is_main_process, config.epochs, self.total)
         for note in notes:
             self.reporter.note(note)
 
@@ -272,6 +274,25 @@ class _Engine:
                 f"{name} must return logits {wanted} for {self.data.name}, got {tuple(logits.shape)}. "
                 f"Build it for {self.data.num_classes} classes."
             )
+
+    def _prepare(self) -> None:
+        """Let the first process make or load what the recipe needs; the others then load it."""
+
+        def make() -> None:
+            prepare(
+                self.recipe,
+                self.data,
+                device=self.accelerator.device,
+                workers=self.config.workers,
+                progress=self.reporter.making,
+            )
+
+        try:
+            _on_main(self.accelerator, make)
+            if not self.accelerator.is_main_process:
+                make()
+        finally:
+            self.reporter.close()
 
     def _placed(self, batch: Batch) -> Batch:
         if self.accelerator.device.type == "cuda":

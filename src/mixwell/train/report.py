@@ -28,6 +28,19 @@ class Reporter:
         self._epochs, self._steps = epochs, steps
         self._progress: Progress | None = None
 
+    def making(self, what: str, done: int, total: int) -> None:
+        """Something that the training needs is being made; `close` ends the bar."""
+        if self.console.quiet or not self.console.is_terminal:
+            if done == 0:
+                self.note(f"Making the {what}, once for these images.")
+            return
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._progress = Progress(*columns, console=self.console)
+            self._progress.start()
+            self._task = self._progress.add_task("")
+        self._progress.update(self._task, description=f"making the {what}", completed=done, total=total)
+
     def start(self, done: int) -> None:
         """The training begins, or goes on after `done` steps."""
         self._before = done
@@ -74,6 +87,7 @@ class Reporter:
         """Give the terminal back."""
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
 
 def _words(means: Mapping[str, Any]) -> str:

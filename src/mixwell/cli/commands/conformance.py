@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     rows = table("method", "compared", "skipped", "worst error", *(() if narrow else ("in",)), "source", "verdict")
     for report in reports:
         rows.add_row(
-            report.slug,
+            report.name,
             str(len(report.compared)),
             str(len(report.skipped)),
             *_worst(report)[: 1 if narrow else 2],
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             _details(screen, report)
     missed = [report for report in reports if not report.ok]
     for report in missed:
-        screen.title(f"{report.slug} missed")
+        screen.title(f"{report.name} missed")
         for miss in report.missed:
             screen.print(Padding(miss, (0, 0, 0, 2)))
     screen.print()
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _details(screen: Screen, report: Report) -> None:
-    screen.title(report.slug)
+    screen.title(report.name)
     screen.print(Padding(report.source, (0, 0, 0, 2)))
     arrays = table("", "", "", header=False)
     for one in report.compared:
