@@ -263,7 +263,7 @@ class Blend(Piece):
     ) -> Mix:
         """Mix without further randomness; `images` are pixels or the map of the scene's site, and are not modified.
 
-        A blend of no partners is given each row alone, and one that takes no λ an empty `lam`.
+        A blend of no partners is given each row alone, and one that takes no λ a NaN.
         """
         raise NotImplementedError
 

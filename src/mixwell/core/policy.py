@@ -20,7 +20,7 @@ from mixwell.core.plain import OF_A_PAIR, Beta, Permutation
 
 __all__ = ["Inner", "InnerDraws", "Policy", "picked"]
 
-_NO_LAM = torch.empty(0)
+_NO_LAM = torch.full((1,), torch.nan)
 _SLOTS = frozenset({Slot.SELF, Slot.PAIRING, Slot.RATIO, Slot.BLEND})
 
 

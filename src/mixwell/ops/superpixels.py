@@ -134,7 +134,7 @@ def _colours(raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
 def _in_cells(
     colours: Float[Tensor, "b c h w"],
     rows: Int64[np.ndarray, " gt"],
-    columns: Int64[np.ndarray, " gt"],
+    columns: Int64[np.ndarray, " gt2"],
     grid: tuple[int, int],
     first: int,
     step: int,

@@ -82,7 +82,7 @@ def test_all_cells_of_the_image_give_the_image():
 
 def test_bernoulli_cells_are_independent_fair_coins():
     blend = GridCells()
-    cells = blend.kept(blend.draw(4000, np.random.default_rng(0)), torch.empty(0))
+    cells = blend.kept(blend.draw(4000, np.random.default_rng(0)), torch.full((1,), torch.nan))
     rates = [stats.binomtest(int(count), 4000, 0.5).pvalue for count in cells.sum(0).ravel()]
     assert min(rates) > 1e-4
     counts = np.bincount(cells.sum((1, 2)), minlength=17)
@@ -94,7 +94,7 @@ def test_bernoulli_cells_are_independent_fair_coins():
 
 def test_p_is_the_images_share():
     blend = GridCells(p=0.2)
-    cells = blend.kept(blend.draw(1000, np.random.default_rng(1)), torch.empty(0))
+    cells = blend.kept(blend.draw(1000, np.random.default_rng(1)), torch.full((1,), torch.nan))
     assert stats.binomtest(int(cells.sum()), cells.size, 0.2).pvalue > 1e-4
 
 

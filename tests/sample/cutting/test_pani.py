@@ -22,7 +22,7 @@ def mix_of(images, partners, total, split=None, **settings):
     split = np.ones((*total.shape, 1)) if split is None else split
     piece = PatchNeighbours(8, split.shape[2], partners.index.shape[1], **settings)
     batch = mixwell.Batch(images, torch.arange(len(images)))
-    return piece.mix(images, partners, torch.empty(0), PatchShares(total, split), Scene(batch))
+    return piece.mix(images, partners, torch.full((1,), torch.nan), PatchShares(total, split), Scene(batch))
 
 
 def random_shares(neighbours=1, seed=0, mask_ratio=0.5):

@@ -69,7 +69,7 @@ def test_scale_and_place_follow_the_paper():
     ratio, rng = option.ratio, np.random.default_rng(0)
     scales = ratio.draw(rows, rng)
     assert stats.kstest(scales, stats.uniform(0.1, 0.7).cdf).pvalue > 1e-4
-    np.testing.assert_allclose(ratio.lam(scales, None), 1 - scales**2)
+    np.testing.assert_allclose(ratio.lam(scales, mixwell.Scene(mixwell.Batch(X, torch.arange(len(X))))), 1 - scales**2)
     centres = option.blend.draw(rows, rng)
     assert stats.kstest(centres.ravel(), "uniform").pvalue > 1e-4
     for one, other in ((scales, centres[:, 0]), (scales, centres[:, 1]), (centres[:, 0], centres[:, 1])):

@@ -133,7 +133,7 @@ def test_plus_keeps_the_energy_of_equally_loud_waves():
             mixwell.Partners.at(torch.tensor([[1], [2], [3], [0]]), torch.arange(4)),
             torch.full((4,), 0.5),
             None,
-            None,
+            mixwell.Scene(mixwell.Batch(x, torch.arange(4))),
         )
     )
     torch.testing.assert_close(plain.images.square().mean((1, 2)), x.square().mean((1, 2)) / 2)

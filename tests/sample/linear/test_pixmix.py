@@ -40,7 +40,7 @@ def drawn(piece: PixMixRounds, rows: int, seed: int = 0, **changes: np.ndarray) 
 
 
 def numbers(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None, None, None]
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
 
 
 def test_a_view_is_made_as_the_algorithm_says_image_by_image():

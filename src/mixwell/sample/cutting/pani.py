@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 from numpy.random import Generator, Philox
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class PatchShares(NamedTuple):
 
 
 def expand(
-    key: Int[np.ndarray, " 2"], shape: tuple[int, int, int], mask_ratio: float = 0.6, alpha: float = 2.0
+    key: UInt64[np.ndarray, " 2"], shape: tuple[int, int, int], mask_ratio: float = 0.6, alpha: float = 2.0
 ) -> PatchShares:
     """The shares that belong to a key.
 

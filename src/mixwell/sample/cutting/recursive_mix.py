@@ -167,7 +167,7 @@ class PasteHistory(Blend):
         self,
         images: Float[Tensor, "b c h w"],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: BoxDraws,
         scene: Scene,
     ) -> Mix:

@@ -218,7 +218,7 @@ class ResizedPaste(Blend):
 
 @method("resizemix", section="1.3", paper="2012.11101", venue="CVMJ 2023")
 def resizemix(
-    scale: tuple[float, float] = (0.1, 0.8),
+    scale: tuple[float, ...] = (0.1, 0.8),
     interpolation: Interpolation = "nearest",
     prob: float = 1.0,
     per: Per = "sample",

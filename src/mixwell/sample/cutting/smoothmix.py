@@ -116,7 +116,7 @@ class SoftMask(Blend):
         self,
         images: Float[Tensor, "b c h w"],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: np.ndarray,
         scene: Scene,
     ) -> Mix:

@@ -72,7 +72,7 @@ class Stack(Blend):
         self,
         images: Float[Tensor, "b c h w"],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: InnerDraws,
         scene: Scene,
     ) -> Mix:

@@ -181,7 +181,7 @@ class HalfMixes(Blend):
         self,
         images: Float[Tensor, "b c h w"],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: HalfDraws,
         scene: Scene,
     ) -> Mix:

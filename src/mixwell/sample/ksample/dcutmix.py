@@ -104,7 +104,7 @@ class NestedBoxes(_Sticks):
         self,
         images: Float[Tensor, "b c h w"],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: NestDraws,
         scene: Scene,
     ) -> Mix:
@@ -145,7 +145,7 @@ class Convex(_Sticks):
         self,
         images: Float[Tensor, "b ..."],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: np.ndarray,
         scene: Scene,
     ) -> Mix:

@@ -87,7 +87,7 @@ class FourCorners(Blend):
         self,
         images: Float[Tensor, "b c h w"],
         partners: Partners,
-        lam: Float[Tensor, " 0"],
+        lam: Float[Tensor, " #b"],
         draws: CornerDraws,
         scene: Scene,
     ) -> Mix:
@@ -115,7 +115,7 @@ class Stitch(Blend):
     aligned = False
 
     def mix(
-        self, images: Float[Tensor, "b c h w"], partners: Partners, lam: Float[Tensor, " 0"], draws: None, scene: Scene
+        self, images: Float[Tensor, "b c h w"], partners: Partners, lam: Float[Tensor, " #b"], draws: None, scene: Scene
     ) -> Mix:
         def apply(x: Tensor) -> Tensor:
             height, width = x.shape[2:]
@@ -135,7 +135,7 @@ def _four(partners: Partners, x: Tensor) -> list[Tensor]:
     return [partners.of(x, which) for which in range(4)]
 
 
-def _halved(x: Float[Tensor, "b c 2*h 2*w"]) -> Float[Tensor, "b c h w"]:
+def _halved(x: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b c h w"]:
     """Means of 2 × 2 pixels, several times as fast as `avg_pool2d` on the CPU."""
     lines = x[..., ::2, :] + x[..., 1::2, :]
     return (lines[..., ::2] + lines[..., 1::2]).mul_(0.25)

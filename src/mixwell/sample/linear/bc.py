@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, Shaped
+from jaxtyping import Float, Int, Int64, Integer, Shaped
 from numpy.random import Generator
 from torch import Tensor
 
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def other_class(classes: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Int64[Tensor, " b"]:
+def other_class(classes: Integer[Tensor, " b"], keys: Int[Tensor, " b"]) -> Int64[Tensor, " b"]:
     """For each row one of another class, or the row itself if all are of one class.
 
     Args:

@@ -166,10 +166,10 @@ class PixMixDraws(NamedTuple):
     """
 
     rounds: Int[np.ndarray, " b"]
-    copied: Bool[np.ndarray, "b 1+k"]
-    operations: Int[np.ndarray, "b 1+k"]
-    levels: Float[np.ndarray, "b 1+k"]
-    flips: Bool[np.ndarray, "b 1+k"]
+    copied: Bool[np.ndarray, "b k1"]
+    operations: Int[np.ndarray, "b k1"]
+    levels: Float[np.ndarray, "b k1"]
+    flips: Bool[np.ndarray, "b k1"]
     picture: Float[np.ndarray, " b"]
     corner: Float[np.ndarray, "b 2"]
     multiplied: Bool[np.ndarray, "b k"]
@@ -269,8 +269,8 @@ class PixMixRounds(SelfBlend):
         return (view,)
 
     def _sources(
-        self, raw: Float[Tensor, "b c h w"], copied: Bool[np.ndarray, "b 1+k"], draws: PixMixDraws
-    ) -> tuple[UInt8[Tensor, "m c h w"], Int[np.ndarray, "b 1+k"]]:
+        self, raw: Float[Tensor, "b c h w"], copied: Bool[np.ndarray, "b k1"], draws: PixMixDraws
+    ) -> tuple[UInt8[Tensor, "m c h w"], Int[np.ndarray, "b k1"]]:
         """The crops of B mixing pictures and then the augmented copies, and which of them each slot takes."""
         pictures = self._pictures_for(raw)
         height, width = raw.shape[2:]
