@@ -15,13 +15,25 @@ from torch import Tensor
 from mixwell.core.batch import Batch
 from mixwell.core.targets import Targets
 
-__all__ = ["Mix", "Partners", "onto"]
+__all__ = ["Mix", "Partners", "layout_of", "onto", "with_rest"]
 
 
 def onto(array: np.ndarray, like: Tensor) -> Tensor:
     """What was drawn on the host, on the device of `like`; shares the array's memory if that is the host."""
     tensor = torch.from_numpy(array)
     return tensor if like.is_cpu else tensor.to(like.device, non_blocking=True)
+
+
+def layout_of(images: Shaped[Tensor, "b ..."]) -> torch.memory_format:
+    """The memory format of the images: channels_last, or contiguous."""
+    if images.ndim != 4 or images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def with_rest(keep: Float[Tensor, "r 1 h w"]) -> Float[Tensor, "r 2 h w"]:
+    """The masks of a pair: what shows the own row, and the rest."""
+    return torch.cat((keep, 1 - keep), 1)
 
 
 @dataclass(eq=False)
@@ -60,9 +72,18 @@ class Partners:
     def of(self, x: Float[Tensor, "b ..."], which: int = 0) -> Float[Tensor, "r ..."]:
         """Each row's partner in any tensor aligned with the batch (a gathered copy in the same memory layout)."""
         index = self.column(which)
-        if x.is_contiguous() or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        if layout_of(x) is torch.contiguous_format:
             return x.index_select(0, index)
         return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+    def under(
+        self, x: Float[Tensor, "b c h w"], keep: Float[Tensor, "#b 1 h w"], which: int = 0
+    ) -> Float[Tensor, "b c h w"]:
+        """Each row where `keep` is 1, its partner where it is 0, and their weighted mean in between.
+
+        With weights 0 and 1 lerp copies exactly, and is several times as fast as `where` with a mask that broadcasts.
+        """
+        return self.of(x, which).lerp_(x, keep.to(x.dtype))
 
     def shares(self, own: Float[Tensor, " #r"]) -> Float[Tensor, "r 2"]:
         """(own, 1 - own) for each row of a pair, in fp32 on the rows' device."""
@@ -124,6 +145,11 @@ class Mix:
     def masks(self) -> Float[Tensor, "#r k #h #w"] | None:
         """What each source contributes to each pixel, broadcastable to (R, K, H, W); None if the blend has no masks."""
         return None if self.make_masks is None else self.make_masks(self)
+
+    def shown(self, size: tuple[int, ...]) -> Float[Tensor, "r k h w"]:
+        """`masks` for every row and of full size; the label shares everywhere where the blend has none."""
+        masks = self.weights[:, :, None, None] if self.masks is None else self.masks
+        return masks.expand(*self.weights.shape, *size)
 
     def share(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "r ..."]:
         """Mix what has no pixel grid (class tokens, embeddings): the sources' sum, weighted by the label shares."""

@@ -15,7 +15,7 @@ from mixwell.core.errors import number_in
 from mixwell.core.mix import Partners, onto
 from mixwell.core.targets import Targets
 
-__all__ = ["Beta", "Input", "Permutation", "Shares"]
+__all__ = ["Beta", "Input", "Permutation", "Shares", "Uniform"]
 
 
 class Input(Place):
@@ -74,6 +74,27 @@ class Beta(Ratio):
         if self.alpha == self.beta == 1:
             return rng.random(count)  # the same distribution, drawn several times as fast
         return rng.beta(self.alpha, self.beta, count)
+
+    def lam(self, draws: np.ndarray, scene: Scene) -> Float[Tensor, " #r"]:
+        return torch.from_numpy(draws)
+
+
+class Uniform(Ratio):
+    """λ ~ U(low, high), one per pair or one per batch.
+
+    Args:
+        low, high: in [0, 1].
+        per: "sample" or "batch".
+    """
+
+    def __init__(self, low: float, high: float, per: Per = "sample") -> None:
+        super().__init__()
+        self.low = number_in("low", low, 0, 1)
+        self.high = number_in("high", high, self.low, 1)
+        self.per = per_of(per)
+
+    def draw(self, rows: int, rng: Generator) -> np.ndarray:
+        return rng.uniform(self.low, self.high, 1 if self.per == "batch" else rows)
 
     def lam(self, draws: np.ndarray, scene: Scene) -> Float[Tensor, " #r"]:
         return torch.from_numpy(draws)

@@ -42,7 +42,7 @@ from mixwell.core.errors import (
 from mixwell.core.mix import Mix
 from mixwell.core.plain import Input, Shares
 from mixwell.core.policy import Policy, picked
-from mixwell.core.rng import Streams, key_of, seeded
+from mixwell.core.rng import Streams, distributed, key_of, seeded
 from mixwell.core.targets import Targets
 from mixwell.core.turns import Turn
 from mixwell.probe import Outputs, Probe, Views, Want
@@ -421,7 +421,7 @@ class Recipe(nn.Module):
         option = self._option(clock)
         draws = option.draw(len(batch), self._streams, clock.step)
         scene = Scene(batch, draws, None, None, clock)
-        mix = option.mix(batch.images if option.alone is None else option.views(scene)[0], scene)
+        mix = option.mix(option.views(scene)[0], scene)
         return mix.images, option.targets(Step(scene, mix, _UNSEEN))
 
     def forward(
@@ -527,7 +527,7 @@ class Recipe(nn.Module):
 
     def _touching_all(self, loss: Tensor) -> Tensor:
         """The loss, with every owned parameter in its graph, for processes that wait for each other's gradients."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not distributed():
             return loss
         own = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return loss + sum(0.0 * parameter.sum() for parameter in own) if own else loss

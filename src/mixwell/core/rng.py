@@ -20,11 +20,13 @@ from torch.utils.data import get_worker_info
 
 from mixwell.core.errors import ParameterError
 
-__all__ = ["Streams", "key_of", "rank", "seeded"]
+__all__ = ["Streams", "distributed", "key_of", "rank", "seeded"]
 
-_distributed: Callable[[], bool] = (
+distributed: Callable[[], bool] = (
     torch.distributed.is_initialized if torch.distributed.is_available() else lambda: False
 )
+"""Whether several processes train together."""
+
 _SHARED = 2**64 - 1
 _WORD = 2**64 - 1
 
@@ -37,7 +39,7 @@ def key_of(*parts: object) -> int:
 
 def rank(otherwise: int) -> int:
     """This process's rank where torch.distributed runs."""
-    return int(torch.distributed.get_rank()) if _distributed() else otherwise
+    return int(torch.distributed.get_rank()) if distributed() else otherwise
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixwell.core.clock import Clock
-from mixwell.core.errors import ModelError
 from mixwell.probe import Anatomy, Probe, Want
 from mixwell.probe.anatomy import unwrapped
 from mixwell.probe.trace import untouched
@@ -85,18 +84,14 @@ class Teacher(nn.Module):
 
     def __init__(self, anatomy: Anatomy, head: nn.Module, stage: int | str | None = None) -> None:
         super().__init__()
-        if anatomy.example is None:
-            raise ModelError(
-                "The mixer is built for the network's feature maps, which are not known yet. Call "
-                "recipe.bind(model, example=images) with some images before building the optimiser."
-            )
+        example = anatomy.example_for("The mixer")
         self.net = copy.deepcopy(anatomy.net).requires_grad_(False)
         self.head = copy.deepcopy(head).requires_grad_(False)
         self._probe = Probe(self.net)
         site = anatomy.site(_middle_of(anatomy) if stage is None else stage)
         self._features = Want("features", site.name)
         with untouched(self.net), torch.no_grad():
-            self.channels = self.features(anatomy.example[:2]).shape[1]
+            self.channels = self.features(example[:2]).shape[1]
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:

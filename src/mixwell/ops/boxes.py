@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["area_of", "boxes_around", "boxes_of", "boxes_within", "outside", "pair_masks"]
+from mixwell.core.mix import with_rest
+
+__all__ = ["all_but", "area_of", "boxes_around", "boxes_between", "boxes_of", "boxes_within", "outside", "pair_masks"]
 
 
 def boxes_of(
@@ -45,7 +47,7 @@ def boxes_around(
     # ⌊⌊side·cut⌋ / 2⌋ = ⌊side·cut / 2⌋
     half = (cuts[:, None] * (extent * 0.5)).astype(np.int64)
     middle = (centres * extent).astype(np.int64)
-    return _boxes(np.maximum(middle - half, 0), np.minimum(middle + half, extent))
+    return boxes_between(np.maximum(middle - half, 0), np.minimum(middle + half, extent))
 
 
 def boxes_within(
@@ -60,10 +62,11 @@ def boxes_within(
     """
     extent = _extent(size)
     low = np.clip((centres * extent).astype(np.int64) - sides // 2, 0, extent - sides)
-    return _boxes(low, low + sides)
+    return boxes_between(low, low + sides)
 
 
-def _boxes(low: Int64[np.ndarray, "b 2"], high: Int64[np.ndarray, "b 2"]) -> Int64[np.ndarray, "b 4"]:
+def boxes_between(low: Int64[np.ndarray, "b 2"], high: Int64[np.ndarray, "b 2"]) -> Int64[np.ndarray, "b 4"]:
+    """Boxes from their first row and column to those after their last."""
     boxes = np.empty((len(low), 4), np.int64)
     boxes[:, ::2], boxes[:, 1::2] = low, high
     return boxes
@@ -94,6 +97,11 @@ def outside(
         place = torch.arange(side, device=device)
         inside.append(((place >= edges[:, 2 * axis]) & (place < edges[:, 2 * axis + 1])).to(dtype))
     rows, columns = inside
+    return all_but(rows, columns)
+
+
+def all_but(rows: Float[Tensor, "b h"], columns: Float[Tensor, "b w"]) -> Float[Tensor, "b 1 h w"]:
+    """1 - rows ⊗ columns: what is left outside of a region that is an outer product."""
     return torch.addcmul(rows.new_ones(()), rows[:, None, :, None], columns[:, None, None, :], value=-1)
 
 
@@ -101,5 +109,4 @@ def pair_masks(
     boxes: Int64[np.ndarray, "b 4"], size: tuple[int, int], device: torch.device | None = None
 ) -> Float[Tensor, "b 2 h w"]:
     """What is outside each box, and what is inside."""
-    keep = outside(boxes, size, device)
-    return torch.cat((keep, 1 - keep), 1)
+    return with_rest(outside(boxes, size, device))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from mixwell.core.mix import Partners, onto
+from mixwell.core.mix import Partners, layout_of, onto
 
 __all__ = ["corner_areas", "corner_masks", "corner_points", "crop_shifts", "patched", "stitched", "tile_boxes"]
 
@@ -105,7 +105,7 @@ def _gathered(
     """The same with a point for each image: every pixel is copied once, by its place in memory."""
     count, channels, height, width = images.shape
     pixels = height * width
-    last = _layout(images) is torch.channels_last
+    last = layout_of(images) is torch.channels_last
     planes = 1 if last else channels
     table = images.permute(0, 2, 3, 1).reshape(-1, channels) if last else images.reshape(-1)
     # Half the bytes are worth the conversion wherever the places fit.
@@ -156,7 +156,7 @@ def stitched(
     """
     example = tiles[0]
     canvas = torch.empty(
-        (*example.shape[:2], *size), dtype=example.dtype, device=example.device, memory_format=_layout(example)
+        (*example.shape[:2], *size), dtype=example.dtype, device=example.device, memory_format=layout_of(example)
     ).fill_(fill)
     boxes = tile_boxes([(tile.shape[2], tile.shape[3]) for tile in tiles], point, size)
     for which, (tile, (top, bottom, left, right)) in enumerate(zip(tiles, boxes.tolist(), strict=True)):
@@ -165,9 +165,3 @@ def stitched(
         shown = tile[:, :, top - first[0] : bottom - first[0], left - first[1] : right - first[1]]
         canvas[:, :, top:bottom, left:right] = shown
     return canvas
-
-
-def _layout(images: Shaped[Tensor, "b c h w"]) -> torch.memory_format:
-    if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format

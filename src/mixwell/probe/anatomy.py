@@ -119,6 +119,22 @@ class Anatomy:
         """Whether 3-D maps are tokens."""
         return bool(self.blocks)
 
+    def example_for(self, what: str) -> Tensor:
+        """The example images, for a piece that is built for the network's feature maps.
+
+        Args:
+            what: the piece, as the subject of the message.
+
+        Raises:
+            ModelError: there are none.
+        """
+        if self.example is None:
+            raise ModelError(
+                f"{what} is built for the network's feature maps, which are not known yet. Call "
+                "recipe.bind(model, example=images) with some images before building the optimiser."
+            )
+        return self.example
+
     def site(self, which: int | str) -> Site:
         """Stage number `which` (1 is the first, -1 the last) or the module of that name.
 

@@ -12,12 +12,12 @@ from scipy import stats
 from torch import nn
 
 import mixwell
+from mixwell.core.plain import Uniform
 from mixwell.sample.cutting.gridmix import (
     GridCells,
     HoleDraws,
     LocalGrid,
     PeriodicHoles,
-    Uniform,
     cell_area,
     cell_mask,
     hole_lines,

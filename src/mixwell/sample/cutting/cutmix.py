@@ -41,8 +41,7 @@ def paste(
             torch.index_select(seen, 0, partners.column(), out=shown)
         return mixed
     keep = outside(boxes, (images.shape[2], images.shape[3]), images.device, images.dtype)
-    # With weights 0 and 1 lerp copies exactly, and is several times as fast as `where` with a mask that broadcasts.
-    return partners.of(images).lerp_(images, keep)
+    return partners.under(images, keep)
 
 
 class Box(Blend):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mixwell.core.axes import Blend, Need, Per, Scene, per_of
 from mixwell.core.errors import number_in
-from mixwell.core.mix import Mix, Partners
+from mixwell.core.mix import Mix, Partners, with_rest
 from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 from mixwell.ops.fourier import Spectrum, brightest, grey_images, ramped, spectrum_shape
@@ -134,10 +134,10 @@ class FourierMask(Blend):
         def apply(x: Tensor) -> Tensor:
             # Where a pixel of the map stands for several of the image's, it shows their mean share.
             seen = keep if x.shape[2:] == size else F.interpolate(keep, x.shape[2:], mode="area")
-            return partners.of(x).lerp_(x, seen.to(x.dtype))
+            return partners.under(x, seen)
 
         def masks(mix: Mix) -> Tensor:
-            return torch.cat((keep, 1 - keep), 1)
+            return with_rest(keep)
 
         area = torch.from_numpy(count / (size[0] * size[1]))
         own = torch.ones(1) if self.reformulate else lam

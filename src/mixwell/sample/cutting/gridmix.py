@@ -30,12 +30,13 @@ from jaxtyping import Bool, Float, Int
 from numpy.random import Generator
 from torch import Tensor, nn
 
-from mixwell.core.axes import Blend, Criterion, Need, Per, Ratio, Scene, Step, Term, per_of
+from mixwell.core.axes import Blend, Criterion, Need, Per, Scene, Step, Term, per_of
 from mixwell.core.errors import ModelError, ParameterError, number_in
-from mixwell.core.mix import Mix, Partners, onto
-from mixwell.core.plain import OF_A_PAIR, Beta
+from mixwell.core.mix import Mix, Partners, onto, with_rest
+from mixwell.core.plain import OF_A_PAIR, Beta, Uniform
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
+from mixwell.ops.boxes import all_but
 from mixwell.probe import Anatomy, Probe, Want
 from mixwell.probe.trace import untouched
 
@@ -45,7 +46,6 @@ __all__ = [
     "HoleDraws",
     "LocalGrid",
     "PeriodicHoles",
-    "Uniform",
     "cell_area",
     "cell_mask",
     "hole_lines",
@@ -133,12 +133,10 @@ class GridCells(Blend):
         own = torch.from_numpy(cell_area(cells, size))
 
         def apply(x: Tensor) -> Tensor:
-            # With weights 0 and 1 lerp copies exactly, and is several times as fast as `where` with a broadcast mask.
-            return partners.of(x).lerp_(x, cell_mask(cells, (x.shape[2], x.shape[3]), x))
+            return partners.under(x, cell_mask(cells, (x.shape[2], x.shape[3]), x))
 
         def masks(mix: Mix) -> Tensor:
-            keep = cell_mask(cells, size, mix.weights)
-            return torch.cat((keep, 1 - keep), 1)
+            return with_rest(cell_mask(cells, size, mix.weights))
 
         return CellMix.of_pair(
             apply(images),
@@ -197,15 +195,11 @@ class LocalGrid(Term):
             ModelError: there are no example images, or no map has a place for every cell.
             SiteError: the stage does not exist.
         """
-        if anatomy.example is None:
-            raise ModelError(
-                "The local classifier is built for the network's feature maps, which are not known yet. Call "
-                "recipe.bind(model, example=images) with some images before building the optimiser."
-            )
+        example = anatomy.example_for("The local classifier")
         names = anatomy.stages if self.stage is None else (anatomy.site(self.stage).name,)
         wants = [Want("features", name) for name in names]
         with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net).run(anatomy.example, wants=wants)
+            seen = Probe(anatomy.net).run(example, wants=wants)
         found = [want for want in wants if min(seen[want].shape[2:]) >= self.n]
         if not found:
             sizes = ", ".join(f"{want.site} has {seen[want].shape[2]}×{seen[want].shape[3]}" for want in wants)
@@ -332,17 +326,16 @@ class PeriodicHoles(Blend):
 
         def keep(lines: tuple[np.ndarray, np.ndarray], like: Tensor) -> Tensor:
             rows, columns = (onto(line, like).to(like.dtype) for line in lines)
-            return torch.addcmul(rows.new_ones(()), rows[:, None, :, None], columns[:, None, None, :], value=-1)
+            return all_but(rows, columns)
 
         def apply(x: Tensor) -> Tensor:
-            return partners.of(x).lerp_(x, keep(hole_lines(kept, draws, (x.shape[2], x.shape[3])), x))
+            return partners.under(x, keep(hole_lines(kept, draws, (x.shape[2], x.shape[3])), x))
 
         lines = hole_lines(kept, draws, (images.shape[2], images.shape[3]))
         own = torch.from_numpy(1 - lines[0].mean(1, dtype=np.float64) * lines[1].mean(1, dtype=np.float64))
 
         def masks(mix: Mix) -> Tensor:
-            outer = keep(lines, mix.weights)
-            return torch.cat((outer, 1 - outer), 1)
+            return with_rest(keep(lines, mix.weights))
 
         return Mix.of_pair(apply(images), partners, own, apply, lam=lam, area=own, make_masks=masks)
 
@@ -353,27 +346,6 @@ def _range(name: str, given: Range, low: float = 0.0, high: float = float("inf")
         raise ParameterError(f"{name} must be (least, greatest), two numbers in order, got {given!r}.")
     ends = [number_in(name, end, low, high, open_low=low == 0) for end in given]
     return ends[0], ends[1]
-
-
-class Uniform(Ratio):
-    """λ ~ U(low, high), one per pair or one per batch.
-
-    Args:
-        low, high: in [0, 1].
-        per: "sample" or "batch".
-    """
-
-    def __init__(self, low: float, high: float, per: Per = "sample") -> None:
-        super().__init__()
-        self.low = number_in("low", low, 0, 1)
-        self.high = number_in("high", high, self.low, 1)
-        self.per = per_of(per)
-
-    def draw(self, rows: int, rng: Generator) -> np.ndarray:
-        return rng.uniform(self.low, self.high, 1 if self.per == "batch" else rows)
-
-    def lam(self, draws: np.ndarray, scene: Scene) -> Float[Tensor, " #r"]:
-        return torch.from_numpy(draws)
 
 
 @method("gridmix", section="1.3", paper="doi:10.1016/j.patcog.2020.107594", venue="Pattern Recognition 2021")

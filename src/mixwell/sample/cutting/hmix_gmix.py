@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mixwell.core.axes import Blend, Need, Per, Scene, per_of
 from mixwell.core.errors import number_in
-from mixwell.core.mix import Mix, Partners, onto
+from mixwell.core.mix import Mix, Partners, onto, with_rest
 from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 from mixwell.ops.boxes import area_of, boxes_around
@@ -137,14 +137,13 @@ class SeparableMix(Blend):
         own = torch.from_numpy(found.means)
 
         def mixed(x: Tensor, keep: SeparableMasks) -> Tensor:
-            return partners.of(x).lerp_(x, keep.on(x).to(x.dtype))
+            return partners.under(x, keep.on(x))
 
         def apply(x: Tensor) -> Tensor:
             return mixed(x, self.masks(drawn, draws, (x.shape[2], x.shape[3])))
 
         def masks(mix: Mix) -> Tensor:
-            keep = found.on(images)
-            return torch.cat((keep, 1 - keep), 1)
+            return with_rest(found.on(images))
 
         return Mix.of_pair(mixed(images, found), partners, own, apply, lam=lam, area=own, make_masks=masks)
 

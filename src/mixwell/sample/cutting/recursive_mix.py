@@ -23,8 +23,8 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from mixwell.core.axes import Blend, Criterion, Need, Per, Scene, Step, Term, per_of
-from mixwell.core.errors import ModelError, number_in
-from mixwell.core.mix import Mix, Partners, onto
+from mixwell.core.errors import number_in
+from mixwell.core.mix import Mix, Partners, onto, with_rest
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.ops.boxes import area_of, boxes_around, outside, pair_masks
@@ -186,14 +186,14 @@ class PasteHistory(Blend):
 
         def masks(mix: Mix) -> Tensor:
             shown = pair_masks(boxes, size, images.device).expand(rows, -1, -1, -1)
-            return torch.cat((shown, _alone(shown, len(images) - rows)))
+            return torch.cat((shown, _alone(len(images) - rows, images)))
 
         labels = pool if pool.is_floating_point() else F.one_hot(pool.long(), wide).to(past.labels.dtype)
         own = torch.arange(len(images), device=images.device)
         return PastedMix(
             apply(images),
             torch.stack((own, torch.where(own < rows, own + len(images), own)), 1),
-            Partners(partners.sources, pool).shares(torch.from_numpy(1 - area)),
+            partners.shares(torch.from_numpy(1 - area)),
             torch.cat((labels, past.labels.to(labels.dtype))),
             apply,
             area=torch.from_numpy(1 - area),
@@ -214,18 +214,16 @@ def _unmixed(images: Tensor, partners: Partners) -> Mix:
     own = torch.ones(1, dtype=torch.float64)
 
     def masks(mix: Mix) -> Tensor:
-        return torch.stack((torch.ones_like(images[:, 0]), torch.zeros_like(images[:, 0])), 1).float()
+        return _alone(len(images), images)
 
     return PastedMix(
         images.clone(), sources, partners.shares(own), partners.pool, torch.clone, area=own, make_masks=masks
     )
 
 
-def _alone(masks: Float[Tensor, "p 2 h w"], rows: int) -> Float[Tensor, "r 2 h w"]:
+def _alone(rows: int, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "r 2 h w"]:
     """Masks of rows that show themselves alone."""
-    shown = masks.new_zeros(rows, *masks.shape[1:])
-    shown[:, 0] = 1
-    return shown
+    return with_rest(torch.ones(rows, 1, *images.shape[2:], device=images.device))
 
 
 class RoIConsistency(Term):
@@ -254,13 +252,9 @@ class RoIConsistency(Term):
         Raises:
             ModelError: there are no example images.
         """
-        if anatomy.example is None:
-            raise ModelError(
-                "The boxes' classifier is built for the network's last feature map, which is not known yet. Call "
-                "recipe.bind(model, example=images) with some images before building the optimiser."
-            )
+        example = anatomy.example_for("The boxes' classifier")
         with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net).run(anatomy.example, wants=[self._map])
+            seen = Probe(anatomy.net).run(example, wants=[self._map])
         shown = seen[self._map]
         self.head = nn.Linear(shown.shape[1], seen.logits.shape[-1], device=shown.device, dtype=shown.dtype)
 

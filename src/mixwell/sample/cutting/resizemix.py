@@ -23,10 +23,10 @@ from jaxtyping import Float, Int64
 from numpy.random import Generator
 from torch import Tensor
 
-from mixwell.core.axes import Blend, Need, Per, Ratio, Scene, per_of
+from mixwell.core.axes import Blend, Need, Per, Scene, per_of
 from mixwell.core.errors import ParameterError, number_in
-from mixwell.core.mix import Mix, Partners, onto
-from mixwell.core.plain import OF_A_PAIR
+from mixwell.core.mix import Mix, Partners, layout_of, onto
+from mixwell.core.plain import OF_A_PAIR, Uniform
 from mixwell.core.registry import Pieces, method
 from mixwell.ops.boxes import area_of, boxes_within, outside, pair_masks
 
@@ -108,7 +108,7 @@ def _shrunk(
     with torch.autocast(images.device.type, enabled=False):
         other = partners.of(images).float()
         made = down[:, None] @ other @ across[:, None].mT
-    return made.to(images.dtype, memory_format=_layout(images))
+    return made.to(images.dtype, memory_format=layout_of(images))
 
 
 def _gathered(
@@ -119,7 +119,7 @@ def _gathered(
 ) -> Float[Tensor, "b c p q"]:
     """Rows and columns of each row's partner, in the same memory layout."""
     channels, height, width = images.shape[1:]
-    if _layout(images) is torch.channels_last:
+    if layout_of(images) is torch.channels_last:
         pixels = ((partner[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
         shown = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixels.view(-1))
         return shown.view(*pixels.shape, channels).permute(0, 3, 1, 2)
@@ -127,12 +127,6 @@ def _gathered(
     lines = planes[:, :, None] * height + rows[:, None, :]  # whole rows are copied several times as fast as pixels
     taken = images.reshape(-1, width).index_select(0, lines.view(-1)).view(*lines.shape, width)
     return taken.gather(3, columns[:, None, None, :].expand(*lines.shape, -1))
-
-
-def _layout(images: Float[Tensor, "b c h w"]) -> torch.memory_format:
-    if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 def _triangles(
@@ -146,7 +140,7 @@ def _triangles(
     return shares
 
 
-class UniformScale(Ratio):
+class UniformScale(Uniform):
     """λ = 1 - τ², what a thumbnail of scale τ ~ U(low, high) leaves of the image.
 
     Args:
@@ -155,17 +149,11 @@ class UniformScale(Ratio):
     """
 
     def __init__(self, low: float, high: float, per: Per = "sample") -> None:
-        super().__init__()
-        self.low = number_in("the smallest scale", low, 0, 1, open_low=True)
-        self.high = number_in("the largest scale", high, self.low, 1)
-        self.per = per_of(per)
-
-    def draw(self, rows: int, rng: Generator) -> np.ndarray:
-        """(B,) or (1,) scales."""
-        return rng.uniform(self.low, self.high, 1 if self.per == "batch" else rows)
+        low = number_in("the smallest scale", low, 0, 1, open_low=True)
+        super().__init__(low, number_in("the largest scale", high, low, 1), per)
 
     def lam(self, draws: np.ndarray, scene: Scene) -> Float[Tensor, " #r"]:
-        return torch.from_numpy(1 - draws**2)
+        return super().lam(1 - draws**2, scene)
 
 
 class ResizedPaste(Blend):

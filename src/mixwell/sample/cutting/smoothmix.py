@@ -24,9 +24,10 @@ from torch import Tensor
 
 from mixwell.core.axes import Blend, Need, Per, Scene, per_of
 from mixwell.core.errors import number_in
-from mixwell.core.mix import Mix, Partners, onto
+from mixwell.core.mix import Mix, Partners, onto, with_rest
 from mixwell.core.plain import OF_A_PAIR
 from mixwell.core.registry import Pieces, method
+from mixwell.ops.boxes import all_but
 from mixwell.ops.gaussian import distances, profiles
 
 __all__ = ["SoftMask", "circle_masks", "square_masks"]
@@ -54,7 +55,7 @@ def circle_masks(
     rows, columns = (profiles(draws[:, axis] * side, sigma * side, side) for axis, side in enumerate(size))
     mean = torch.from_numpy(1 - rows.mean(1) * columns.mean(1))
     down, across = (onto(profile.astype(np.float32), like) for profile in (rows, columns))
-    return torch.addcmul(down.new_ones(()), down[:, None, :, None], across[:, None, None, :], value=-1), mean
+    return all_but(down, across), mean
 
 
 def square_masks(
@@ -125,10 +126,10 @@ class SoftMask(Blend):
 
         def apply(x: Tensor) -> Tensor:
             seen = keep if x.shape[2:] == size else self.masks(draws, (x.shape[2], x.shape[3]), x)[0]
-            return partners.of(x).lerp_(x, seen.to(x.dtype))
+            return partners.under(x, seen)
 
         def masks(mix: Mix) -> Tensor:
-            return torch.cat((keep, 1 - keep), 1)
+            return with_rest(keep)
 
         return Mix.of_pair(apply(images), partners, own, apply, area=own, make_masks=masks)
 

@@ -87,8 +87,7 @@ class Stack(Blend):
             return both(mixed, mixed.index_select(0, other))
 
         def masks(mix: Mix) -> Tensor:
-            shown = first.weights[:, :, None, None] if first.masks is None else first.masks
-            shown = shown.expand(*first.weights.shape, *images.shape[2:])
+            shown = first.shown(images.shape[2:])
             nothing = torch.zeros_like(shown)
             return torch.cat((both(shown, nothing), both(nothing, shown[other])), 1)
 

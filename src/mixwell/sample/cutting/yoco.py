@@ -209,9 +209,8 @@ class HalfMixes(Blend):
 
         def masks(mix: Mix) -> Tensor:
             def of_cut(axis: int) -> Tensor:
-                sizes = (half.shape[2:] for half in halves(images, axis))
-                shown = (_whole(part, size) for part, size in zip(made[axis], sizes, strict=True))
-                return torch.cat(list(shown), axis)
+                pairs = zip(made[axis], halves(images, axis), strict=True)
+                return torch.cat([part.shown(half.shape[2:]) for part, half in pairs], axis)
 
             return _joined(draws.width, of_cut)
 
@@ -219,11 +218,6 @@ class HalfMixes(Blend):
         shares = _joined(draws.width, weights)
         sources = made[axes[0]][0].sources
         return Mix(mixed, sources, shares, partners.pool, apply, make_masks=masks)
-
-
-def _whole(mix: Mix, size: torch.Size) -> Tensor:
-    shown = mix.weights[:, :, None, None] if mix.masks is None else mix.masks
-    return shown.expand(*mix.weights.shape, *size)
 
 
 @method("yoco", section="1.3", paper="2201.12078", venue="ICML 2022")

@@ -32,7 +32,7 @@ from mixwell.core.mix import Mix, Partners, onto
 from mixwell.core.plain import OF_A_PAIR
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
-from mixwell.ops.boxes import area_of, outside
+from mixwell.ops.boxes import area_of, boxes_between, outside
 
 __all__ = [
     "FixedShares",
@@ -72,10 +72,8 @@ def placed(
     """
     extent = np.array(size)
     sides = np.maximum(np.rint(share * extent), 1).astype(np.int64)
-    boxes = np.empty((len(corners), 4), np.int64)
-    boxes[:, ::2] = corners * (extent - sides + 1)
-    boxes[:, 1::2] = boxes[:, ::2] + sides
-    return boxes
+    low = (corners * (extent - sides + 1)).astype(np.int64)
+    return boxes_between(low, low + sides)
 
 
 def paste_thumbnails(
