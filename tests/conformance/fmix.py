@@ -4,7 +4,7 @@ import numpy as np
 
 import mixwell
 from mixwell.conformance import Case, GivenLogits, close, one_turn
-from mixwell.ops.fourier import grey_images
+from mixwell.ops.fourier import grey_images, stretched
 from mixwell.sample.cutting.fmix import FourierDraws, fourier_masks, pixels_shown
 
 SOURCE = "official code; *_intended: independent reference"
@@ -20,7 +20,7 @@ def replay(case: Case) -> dict[str, np.ndarray]:
     count = pixels_shown(case["lam"], case["round_coin"], size[0] * size[1])
     answers = {}
     for spectrum, suffix in (("code", ""), ("paper", "_intended")):
-        grey = grey_images(noise, size, decay, spectrum)
+        grey = stretched(grey_images(noise, size, decay, spectrum))
         masks = [
             fourier_masks(grey[[trial]], count[[trial]], case["lam"][[trial]], float(soft))
             for trial, soft in enumerate(case["max_soft"])

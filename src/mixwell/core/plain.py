@@ -43,15 +43,15 @@ class Permutation(Pairing):
         return rng.permuted(np.tile(np.arange(rows), (self.count, 1)), axis=1)
 
     def partners(self, draws: np.ndarray, scene: Scene) -> Partners:
-        sources = _own_rows(len(draws.T), self.count).copy()
-        sources[:, 1:] = draws.T[:, None] if draws.ndim == 1 else draws.T
-        return Partners(onto(sources, scene.batch.images), scene.batch.labels)
+        sources = _own_rows(draws.shape[-1], self.count).copy()
+        sources[1:] = draws
+        return Partners(onto(sources.T, scene.batch.images), scene.batch.labels)  # each partner's column in one piece
 
 
 @lru_cache(maxsize=16)
-def _own_rows(rows: int, count: int) -> Int64[np.ndarray, "r k"]:
+def _own_rows(rows: int, count: int) -> Int64[np.ndarray, "k r"]:
     """Each row as its own partner."""
-    return np.repeat(np.arange(rows)[:, None], 1 + count, 1)
+    return np.repeat(np.arange(rows)[None], 1 + count, 0)
 
 
 class Beta(Ratio):

@@ -414,7 +414,7 @@ class Recipe(nn.Module):
                 f"mix_batch gives images and targets, which cannot carry {' and '.join(self._about_loss)}. Give that "
                 "to your own loss, or use recipe(model, images, labels) in the training loop."
             )
-        if isinstance(images, Sequence):
+        if not isinstance(images, Tensor | Batch) and isinstance(images, Sequence):
             images, labels = default_collate(list(images))
         batch = self._batch(images, labels)
         clock = self._checked_at(batch, clock)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mixwell.core.errors import BatchError
 from mixwell.core.mix import onto
 
-__all__ = ["Spectrum", "brightest", "grey_images", "ramped", "spectrum_shape"]
+__all__ = ["Spectrum", "brightest", "grey_images", "ramped", "spectrum_shape", "stretched"]
 
 Spectrum = Literal["paper", "code"]
 
@@ -48,7 +48,7 @@ def _amplitudes(
 def grey_images(
     noise: Float[Tensor, "r n f 2"], size: tuple[int, int], decay: float = 3.0, spectrum: Spectrum = "paper"
 ) -> Float[Tensor, "r h w"]:
-    """Images in [0, 1] whose spectrum is complex noise that falls with the frequency to the power `decay`.
+    """Images whose spectrum is complex noise that falls with the frequency to the power `decay`.
 
     Args:
         noise: (R, N, F, 2) normal real and imaginary parts, at least as many rows and columns as `spectrum_shape` says;
@@ -60,14 +60,20 @@ def grey_images(
             last axis for the two horizontal ones.
     """
     amplitudes = _amplitudes(size, decay, spectrum, noise.device, noise.dtype)
-    waves = noise[:, : amplitudes.shape[0], : amplitudes.shape[1]] * amplitudes
+    if noise.shape[1:] != amplitudes.shape:
+        noise = noise[:, : amplitudes.shape[0], : amplitudes.shape[1]]
+    waves = noise * amplitudes
     half = torch.view_as_complex(waves) if spectrum == "paper" else torch.complex(waves[:, 0], waves[:, 1])
     # Axis by axis, since irfft2 on CUDA treats half spectra of no real image otherwise than on the CPU.
     grey: Tensor = torch.fft.irfft(torch.fft.ifft(half, n=size[0], dim=1), n=size[1])
-    flat = grey.flatten(1)
-    low, high = flat.aminmax(dim=1, keepdim=True)
-    flat.sub_(low).div_((high - low).clamp_min_(torch.finfo(grey.dtype).tiny))
-    return flat.view(grey.shape)
+    return grey
+
+
+def stretched(grey: Float[Tensor, "r h w"]) -> Float[Tensor, "r h w"]:
+    """The images with their darkest pixel at 0 and their brightest at 1."""
+    low, high = grey.flatten(1).aminmax(dim=1, keepdim=True)
+    depth = (high - low).clamp_min_(torch.finfo(grey.dtype).tiny)
+    return (grey - low[..., None]) / depth[..., None]
 
 
 def brightest(grey: Float[Tensor, "#r h w"], count: Int64[np.ndarray, " r"]) -> Float[Tensor, "r h w"]:
@@ -79,14 +85,18 @@ def brightest(grey: Float[Tensor, "#r h w"], count: Int64[np.ndarray, " r"]) -> 
         grey: (R, H, W) or (1, H, W), finite.
         count: (R,) in [0, H·W].
     """
-    pixels, fewest, most = grey.shape[1] * grey.shape[2], int(count.min()), int(count.max())
+    shown = count.tolist()
+    pixels, fewest, most = grey.shape[1] * grey.shape[2], min(shown), max(shown)
     # One rank for all rows, so that one selection serves them: rows that show more get as many darker values beside.
-    padded = F.pad(grey.flatten(1).expand(len(count), -1), (0, most - fewest + 1), value=torch.inf)
+    flat = grey.flatten(1)
+    padded = flat.expand(len(count), -1)
+    if most > fewest or fewest == 0:
+        padded = F.pad(padded, (0, most - fewest + 1), value=torch.inf)
     if most > fewest:
         beside = torch.arange(most - fewest + 1, device=grey.device)
         padded[:, pixels:].masked_fill_(beside < onto(count - fewest, grey)[:, None], -torch.inf)
-    darkest = padded.kthvalue(pixels - fewest + 1, 1).values
-    return (grey >= darkest[:, None, None]).to(grey.dtype)
+    darkest = padded.kthvalue(pixels - fewest + 1, 1, keepdim=True).values
+    return (flat >= darkest).to(grey.dtype).view(-1, *grey.shape[1:])
 
 
 def ramped(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 import mixwell
-from mixwell.ops.fourier import brightest, grey_images, ramped, spectrum_shape
+from mixwell.ops.fourier import brightest, grey_images, ramped, spectrum_shape, stretched
 from mixwell.sample.cutting.fmix import FourierDraws, fourier_masks, normal_noise, pixels_shown
 
 SIZES = [(24, 40), (32, 32), (9, 5), (5, 12)]
@@ -46,7 +46,7 @@ def test_the_papers_grey_image_holds_all_frequencies(size):
             for ky in range(size[0])
         ]
     )
-    np.testing.assert_allclose(grey_images(noise, size, 2)[0], transform_by_hand(half, size), atol=1e-12)
+    np.testing.assert_allclose(stretched(grey_images(noise, size, 2))[0], transform_by_hand(half, size), atol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -63,12 +63,14 @@ def test_the_codes_grey_image_mixes_up_the_axes(size):
             for j, k in enumerate(columns)
         ]
     )
-    np.testing.assert_allclose(grey_images(noise, size, 2, "code")[0], transform_by_hand(half, size), atol=1e-12)
+    np.testing.assert_allclose(
+        stretched(grey_images(noise, size, 2, "code"))[0], transform_by_hand(half, size), atol=1e-12
+    )
 
 
 def test_only_the_codes_spectrum_lacks_horizontal_frequencies():
     grey = {
-        spectrum: torch.fft.rfft2(grey_images(noise_of(4, (32, 32), spectrum), (32, 32), 1, spectrum)).abs()
+        spectrum: torch.fft.rfft2(stretched(grey_images(noise_of(4, (32, 32), spectrum), (32, 32), 1, spectrum))).abs()
         for spectrum in ("paper", "code")
     }
     assert grey["code"][:, :, 2:].max() < 1e-9

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mixwell.core.axes import Blend, Need, Per, Scene
-from mixwell.core.mix import Mix, Partners, onto
+from mixwell.core.mix import Mix, Partners
 from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 
@@ -38,16 +37,9 @@ def linear(
     return torch.lerp(other, own, _weight(own, lam))
 
 
-def _weight(own: Tensor, lam: Tensor) -> Tensor | float:
-    """λ as what `lerp` is fastest with: a number, or a tensor that broadcasts over the rows."""
-    shape = (-1, *(1,) * (own.ndim - 1))
-    if lam.requires_grad or not lam.is_cpu:
-        return lam.to(own.device, own.dtype).view(shape)
-    if lam.numel() == 1:
-        return lam.item()
-    if own.dtype is torch.float32:
-        return onto(lam.numpy().astype(np.float32).reshape(shape), own)  # faster than as a tensor
-    return lam.to(own.device, own.dtype, non_blocking=True).view(shape)
+def _weight(own: Tensor, lam: Tensor) -> Tensor:
+    """λ as a tensor that broadcasts over the rows."""
+    return lam.to(own.device, own.dtype, non_blocking=True).view(-1, *(1,) * (own.ndim - 1))
 
 
 class Linear(Blend):
@@ -59,11 +51,20 @@ class Linear(Blend):
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
     ) -> Mix:
+        shares = partners.shares(lam)
+
         def apply(x: Tensor) -> Tensor:
             other = partners.of(x)  # a fresh copy, so that without a graph to λ the mix can take its place
-            return linear(x, other, lam) if lam.requires_grad else other.lerp_(x, _weight(x, lam))
+            if lam.requires_grad:
+                return linear(x, other, lam)
+            if x.dtype is torch.float32:  # the weights are at hand, and one view of them is enough
+                ones = (1,) * (x.ndim - 1)
+                return other.lerp_(x, shares.as_strided((len(shares), *ones), (shares.stride(0), *ones)))
+            return other.lerp_(x, _weight(x, lam))
 
-        return Mix.of_pair(apply(images), partners, lam, apply, lam=lam, area=lam, make_masks=_constant)
+        return Mix(
+            apply(images), partners.sources, shares, partners.pool, apply, lam=lam, area=lam, make_masks=_constant
+        )
 
 
 def _constant(mix: Mix) -> Float[Tensor, "r k 1 1"]:
