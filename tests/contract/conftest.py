@@ -1,6 +1,7 @@
 """The registry as test cases: every method, and every option of its switch, drawn and mixed by hand.
 
-A test with an argument `slug` runs for each method; with `slug` and `which`, for each option of each that mixes.
+A test with an argument `slug` runs for each method; with `slug` and `which`, for each option of each that mixes, and
+for hidden maps too where the method mixes these otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import mixwell
-from mixwell.core.axes import Blend, Piece
+from mixwell.core.axes import Blend, Piece, Statistics
+from mixwell.core.places import ByPlace, LamByPlace
 from mixwell.core.registry import method_of
 from mixwell.core.rng import Streams
 
@@ -30,7 +32,9 @@ def text_of(slug: str, **parameters: object) -> str:
         return slug
     entry = method_of(slug)
     pieces = entry.build()
-    mixes = pieces.beside or any(isinstance(piece, Blend) for piece in (*pieces.essential, *pieces.suggested))
+    mixes = pieces.beside or any(
+        isinstance(piece, Blend | Statistics) for piece in (*pieces.essential, *pieces.suggested)
+    )
 
     def call(name: str) -> str:
         known = method_of(name).parameters
@@ -48,12 +52,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("slug", mixwell.methods())
         return
     acts = [
-        pytest.param(slug, which, id=f"{slug}-{which}" if which else slug)
+        pytest.param(slug, Which(number, hidden), id=f"{slug}{f'-{number}' * (number > 0)}{'-hidden' * hidden}")
         for slug in mixwell.methods()
-        for which, option in enumerate(mixwell.create(text_of(slug)).options)
+        for number, option in enumerate(mixwell.create(text_of(slug)).options)
         if option.blend is not None
+        for hidden in ((False, True) if isinstance(option.blend, ByPlace) else (False,))
     ]
     metafunc.parametrize(("slug", "which"), acts)
+
+
+@dataclass(frozen=True)
+class Which:
+    """The number of a recipe's option, and whether it mixes hidden maps."""
+
+    option: int = 0
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,25 @@ class Act:
     """One option of a recipe, mixing outside a training step."""
 
     recipe: mixwell.Recipe
-    which: int
+    which: Which
     network_for: Callable[..., nn.Module]
 
     @property
     def option(self) -> Any:
-        return self.recipe.options[self.which]
+        return self.recipe.options[self.which.option]
+
+    @property
+    def blend(self) -> Any:
+        return self._at_place(self.option.blend)
+
+    @property
+    def ratio(self) -> Any:
+        return self._at_place(self.option.ratio)
+
+    def _at_place(self, piece: Any) -> Any:
+        if not isinstance(piece, ByPlace | LamByPlace):
+            return piece
+        return piece.at_hidden if self.which.hidden else piece.at_input
 
     @property
     def looks(self) -> bool:
@@ -89,7 +115,7 @@ class Act:
         if self.looks:
             net = self.network_for(self.recipe, channels=images.shape[1], size=tuple(images.shape[2:])).to(images.dtype)
             views = mixwell.Views(mixwell.Probe(net, images), batch, self.option.view_wants, self._loss)
-        return self.option.mix(images, mixwell.Scene(batch, drawn, views))
+        return self.option.mix(images, mixwell.Scene(batch, drawn, views, "hidden" if self.which.hidden else None))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = self.option.clean_loss(logits, mixwell.Targets.of(labels))
@@ -97,14 +123,22 @@ class Act:
 
     def with_draws(self, rows: int, changes: dict[Piece, Any]) -> mixwell.Draws:
         """The draws of step 0, but for those of some pieces."""
-        return mixwell.Draws({**self.draws(rows).of, **changes})
+        drawn = self.draws(rows)
+        for piece, value in changes.items():
+            owner = next(top for top in drawn.of if piece in set(top.modules()))
+            if owner is piece:
+                drawn.of[piece] = value
+            else:
+                setattr(drawn.of[owner], "hidden" if self.which.hidden else "input", value)
+        return drawn
 
 
 @pytest.fixture(scope="session")
 def act(network_for: Callable[..., nn.Module]) -> Callable[..., Act]:
-    """`act("cutmix", 0, per="batch")`: the first option of cutmix(per='batch')."""
+    """`act("cutmix", Which(0), per="batch")`: the first option of cutmix(per='batch')."""
 
-    def make(slug: str, which: int = 0, **parameters: object) -> Act:
+    def make(slug: str, which: Which | int = 0, **parameters: object) -> Act:
+        which = Which(which) if isinstance(which, int) else which
         return Act(mixwell.create(text_of(slug, **parameters), 7, pixels=PIXELS), which, network_for)
 
     return make

@@ -56,7 +56,7 @@ def test_a_switch_of_three():
 @pytest.mark.parametrize("slug", ["mixup", "cutmix", "manifold_mixup"])
 def test_lambda_is_beta(act, slug, alpha):
     policy = act(slug, alpha=alpha)
-    lam = policy.draws(DRAWN).of[policy.option.ratio]
+    lam = policy.draws(DRAWN).of[policy.ratio]
     assert lam.shape == (DRAWN,)
     assert is_plausible(stats.kstest(lam, stats.beta(alpha, alpha).cdf).pvalue)
 
@@ -64,15 +64,13 @@ def test_lambda_is_beta(act, slug, alpha):
 def test_transmix_draws_each_branch_from_its_own_beta(act):
     for which, alpha in ((0, 0.7), (1, 0.4)):
         policy = act("transmix", which, cutmix_alpha=0.7, mixup_alpha=0.4)
-        assert is_plausible(
-            stats.kstest(policy.draws(DRAWN).of[policy.option.ratio], stats.beta(alpha, alpha).cdf).pvalue
-        )
+        assert is_plausible(stats.kstest(policy.draws(DRAWN).of[policy.ratio], stats.beta(alpha, alpha).cdf).pvalue)
 
 
 def test_lambda_and_box_are_drawn_independently(act):
     policy = act("cutmix")
     draws = policy.draws(DRAWN)
-    lam, centres = draws.of[policy.option.ratio], draws.of[policy.option.blend]
+    lam, centres = draws.of[policy.ratio], draws.of[policy.blend]
     for one, other in ((lam, centres[:, 0]), (lam, centres[:, 1]), (centres[:, 0], centres[:, 1])):
         assert is_plausible(stats.pearsonr(one, other).pvalue)
 
@@ -98,7 +96,7 @@ def test_boxes_are_those_of_the_papers_algorithm(act, size):
 def test_boxes_that_are_not_clipped_have_area_1_minus_lambda(act):
     """Centres in the middle: the sides are even numbers of pixels, so the area is short by at most 2 pixels a side."""
     policy, rows, side = act("cutmix"), 500, 256
-    draws = policy.with_draws(rows, {policy.option.blend: np.full((rows, 2), 0.5)})
+    draws = policy.with_draws(rows, {policy.blend: np.full((rows, 2), 0.5)})
     mix = policy.mix(torch.zeros(rows, 1, side, side), draws=draws)
     wanted, pasted = 1 - mix.lam.numpy(), mix.weights[:, 1].double().numpy()
     assert (pasted <= wanted + 1e-6).all()
@@ -148,7 +146,7 @@ def test_branch_and_site_do_not_follow_each_other(act):
 
 def test_consecutive_steps_are_independent(act):
     policy = act("mixup", per="batch")
-    lam = np.array([policy.draws(2, step=step).of[policy.option.ratio][0] for step in range(DRAWN)])
+    lam = np.array([policy.draws(2, step=step).of[policy.ratio][0] for step in range(DRAWN)])
     assert is_plausible(stats.kstest(lam, stats.beta(1, 1).cdf).pvalue)
     assert is_plausible(stats.pearsonr(lam[:-1], lam[1:]).pvalue)
 

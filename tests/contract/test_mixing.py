@@ -44,7 +44,7 @@ def describe(case):
 def test_any_shape_dtype_and_layout(act, slug, which, case):
     rows, size, channels, dtype, layout, per = case
     policy = act(slug, which, per=per)
-    blend = policy.option.blend
+    blend = policy.blend
     if policy.looks and dtype != torch.float32:
         pytest.skip("the precision is the network's, see test_training")
     images = pictures(rows, channels, size, dtype).contiguous(memory_format=layout)
@@ -102,21 +102,21 @@ def test_low_and_high_precision_agree_with_fp32(act, slug, which, dtype):
 
 def test_lambda_1_is_the_own_image_and_label(act, slug, which):
     policy, images = act(slug, which), pictures(7)
-    if not isinstance(policy.option.ratio, Beta):
+    if not isinstance(policy.ratio, Beta) or not policy.blend.takes_lam:
         pytest.skip("λ is not drawn")
-    mix = policy.mix(images, draws=policy.with_draws(7, {policy.option.ratio: np.ones(7)}))
+    mix = policy.mix(images, draws=policy.with_draws(7, {policy.ratio: np.ones(7)}))
     assert torch.equal(mix.images, images)
     assert torch.equal(mix.weights, torch.eye(mix.weights.shape[1])[0].expand_as(mix.weights))
 
 
 def test_lambda_0_is_the_partner(act, slug, which):
     policy, images = act(slug, which), pictures(7)
-    if not isinstance(policy.option.ratio, Beta):
+    if not isinstance(policy.ratio, Beta) or not policy.blend.takes_lam:
         pytest.skip("λ is not drawn")
-    changes = {policy.option.ratio: np.zeros(7)}
+    changes = {policy.ratio: np.zeros(7)}
     for kind, middle in MIDDLE.items():
-        if isinstance(policy.option.blend, kind):
-            changes[policy.option.blend] = middle.repeat(7, 0)
+        if isinstance(policy.blend, kind):
+            changes[policy.blend] = middle.repeat(7, 0)
     mix = policy.mix(images, draws=policy.with_draws(7, changes))
     assert torch.equal(mix.images, images[mix.sources[:, 1]])
     assert torch.equal(mix.weights, torch.tensor([[0.0, 1.0]]).expand(7, 2))
@@ -126,7 +126,7 @@ def test_lambda_0_is_the_partner(act, slug, which):
 def test_a_batch_paired_with_itself_stays_as_it_is(act, slug, which, per):
     policy, images = act(slug, which, per=per), pictures(7)
     pairing = policy.option.pairing
-    if not isinstance(pairing, Permutation) or not policy.option.blend.aligned:
+    if not isinstance(pairing, Permutation) or not policy.blend.aligned:
         pytest.skip("partners are not drawn, or the blend moves pixels")
     itself = np.arange(7) if pairing.count == 1 else np.tile(np.arange(7), (pairing.count, 1))
     mix = policy.mix(images, draws=policy.with_draws(7, {pairing: itself}))
@@ -137,12 +137,12 @@ def test_a_batch_paired_with_itself_stays_as_it_is(act, slug, which, per):
 def test_label_shares_are_what_is_shown(act, slug, which):
     """Read off the image itself: every image shows its own axis of a one-hot colour space."""
     policy = act(slug, which)
-    if policy.remembers:
-        pytest.skip("the first batch has nothing to be mixed with")
+    if policy.remembers or policy.blend.by_channel:
+        pytest.skip("the first batch has nothing to be mixed with, or channels differ in what they show")
     images = torch.eye(7)[:, :, None, None].expand(7, 7, 24, 40).contiguous()
     mix = policy.mix(images)
     shown = mix.images.mean((2, 3))
-    expected = torch.zeros(7, 7).scatter_add_(1, mix.sources, mix.weights)
+    expected = torch.zeros(len(shown), 7).scatter_add_(1, mix.sources, mix.weights)
     torch.testing.assert_close(shown, expected, atol=ONE_PIXEL, rtol=0)
     assert ((shown > 0.01) & (shown < 0.99)).any(), "nothing was mixed, so the test saw nothing"
 
@@ -172,14 +172,14 @@ def test_masks_times_sources_is_the_mix(act, slug, which, per):
     policy, images = act(slug, which, per=per), pictures(7)
     mix = policy.mix(images)
     if mix.masks is None:
-        assert Need.MASKS not in policy.option.blend.gives
+        assert Need.MASKS not in policy.blend.gives
         pytest.skip("the blend has no masks")
     masks = mix.masks.expand(7, -1, *mix.masks.shape[-2:])
     torch.testing.assert_close(masks.sum(1), torch.ones(masks.shape[0], *masks.shape[-2:]))
     masks = masks.expand(-1, -1, *mix.images.shape[2:])
-    if policy.option.blend.aligned:
+    if policy.blend.aligned:
         torch.testing.assert_close(mix.images, torch.einsum("rkhw,rkchw->rchw", masks, images[mix.sources]))
-    if Need.MASKS in policy.option.blend.gives:
+    if Need.MASKS in policy.blend.gives:
         torch.testing.assert_close(masks.mean((2, 3)), mix.weights, atol=ONE_PIXEL, rtol=0)
 
 
@@ -188,7 +188,7 @@ def test_an_index_map_shows_which_row_is_where(act, slug, which):
     mix = policy.mix(pictures(7))
     shown = mix.apply(row_numbers(7, (24, 40)))[:, 0]
     rows = mix.sources.float()
-    if Need.MASKS in policy.option.blend.gives:
+    if Need.MASKS in policy.blend.gives:
         masks = mix.masks.expand(7, -1, *shown.shape[1:])
         torch.testing.assert_close(shown, torch.einsum("rkhw,rk->rhw", masks, rows))
     low, high = rows.min(1).values[:, None, None], rows.max(1).values[:, None, None]
@@ -199,18 +199,22 @@ def test_apply_serves_other_resolutions(act, slug, which):
     policy = act(slug, which)
     mix = policy.mix(pictures(7, size=(32, 48)))
     small = mix.apply(row_numbers(7, (8, 12)))
-    if policy.option.blend.aligned:
+    if policy.blend.aligned:
         assert small.shape == (7, 1, 8, 12)
     shares = mix.share(torch.eye(7))
     torch.testing.assert_close(shares.sum(1), torch.ones(7))
 
 
 def test_one_draw_per_batch_mixes_all_rows_alike(act, slug, which):
-    if act(slug, which).looks or act(slug, which).remembers or "per" not in mixwell.method_of(slug).parameters:
+    policy = act(slug, which)
+    each_its_own = "per" in mixwell.method_of(slug).parameters and (
+        policy.blend.takes_lam or not policy.blend.by_channel
+    )
+    if policy.looks or policy.remembers or not each_its_own:
         pytest.skip("a network looks at each image, nothing is drawn per pair, or nothing is mixed yet")
     one, each = act(slug, which, per="batch").mix(pictures(7)), act(slug, which).mix(pictures(7))
     assert len(one.weights.unique(dim=0)) == 1
-    if Need.MASKS in act(slug, which).option.blend.gives:
+    if Need.MASKS in act(slug, which).blend.gives:
         assert len(one.masks.unique(dim=0)) == 1
         assert len(each.masks.unique(dim=0)) > 1
     else:
@@ -222,7 +226,7 @@ def test_blends_without_a_grid_mix_any_shape(act, slug, which, shape):
     policy, x = act(slug, which), torch.randn(shape)
     if policy.looks:
         pytest.skip("the shape is the network's")
-    if policy.option.blend.grid:
+    if policy.blend.grid:
         with pytest.raises(mixwell.BatchError, match=r"expected images \(B, C, H, W\), got .*take a recipe such as"):
             policy.mix(x)
         return

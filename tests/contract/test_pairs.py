@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import mixwell
-from mixwell.core.axes import Blend, Piece, Slot
+from mixwell.core.axes import Blend, Need, Piece, Slot
 
 CLASSES = 7
 PIXELS = mixwell.Pixels((0.5,), (0.25,))
@@ -36,13 +36,15 @@ def spelled_out(slugs: tuple[str, ...]) -> list[tuple[str, ...]]:
     return options
 
 
-def unmet(piece: Piece, blend: Blend | None, met: frozenset) -> bool:
-    """Whether the piece cannot act beside this blend, read off what both declare."""
-    if piece.slot in (Slot.BLEND, Slot.SELF):
+def unmet(piece: Piece, blend: Blend | None, met: frozenset, *, borrowed: bool) -> bool:
+    """Whether the piece cannot act beside this blend, read off what both declare; labels may be borrowed besides."""
+    if piece.slot in (Slot.BLEND, Slot.SELF, Slot.STATISTICS):
         return False
     in_loss = piece.slot in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER)
     if blend is None:
         return not (in_loss and piece.needs <= met)
+    if borrowed and in_loss and Need.PAIR in piece.needs:
+        return True
     idle = {
         Slot.PAIRING: blend.partners != getattr(piece, "count", 1),
         Slot.RATIO: not blend.takes_lam,
@@ -64,13 +66,14 @@ def refusal_of_option(slugs: tuple[str, ...]) -> str:
         if exclusive.count(slot) > 1:
             return f"two answers for {slot}"
     met = frozenset().union(*(getattr(piece, "gives", ()) for _, piece in essential if piece.slot is Slot.SELF))
+    borrowed = any(getattr(piece, "borrows", False) for _, piece in essential)
     blends = [piece for _, piece in essential if piece.slot is Slot.BLEND]
     offered = [piece for _, found in parts for piece in found.suggested if piece.slot is Slot.BLEND]
     if not blends:
-        suiting = [b for b in offered if not any(unmet(piece, b, met) for _, piece in essential)]
+        suiting = [b for b in offered if not any(unmet(piece, b, met, borrowed=borrowed) for _, piece in essential)]
         blends = (suiting or offered)[:1]
     blend = blends[0] if blends else None
-    idle = [slug for slug, piece in essential if unmet(piece, blend, met)]
+    idle = [slug for slug, piece in essential if unmet(piece, blend, met, borrowed=borrowed)]
     return f"{idle[0]} cannot act" if idle else ""
 
 

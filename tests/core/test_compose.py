@@ -7,11 +7,11 @@ import pytest
 import mixwell
 from mixwell.core.axes import Blend, Label, Need, Pairing, Place, Ratio, Slot, Term
 from mixwell.core.criteria import SoftCrossEntropy, SoftmaxBinaryCrossEntropy
+from mixwell.core.places import Hidden
 from mixwell.core.plain import OF_A_PAIR, Beta, Input, Permutation, Shares
 from mixwell.core.registry import Pieces
 from mixwell.label.attention.transmix import AttentionShares
 from mixwell.sample.cutting.cutmix import Box
-from mixwell.sample.feature.manifold_mixup import Hidden
 from mixwell.sample.linear.mixup import Linear
 
 

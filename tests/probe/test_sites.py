@@ -147,7 +147,10 @@ def test_a_site_in_channels_last_layout():
 
 @pytest.mark.parametrize(
     "site",
-    [Site("x"), Site("x", channels_last=True), Site("x", tokens=True), Site("x", tokens=True, prefix=2)],
+    [
+        Site("x", "x", **layout)
+        for layout in ({}, {"channels_last": True}, {"tokens": True}, {"tokens": True, "prefix": 2})
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 16, 6), (2, 22, 6), (2, 7)], ids=str)
@@ -165,7 +168,7 @@ def test_showing_and_putting_back_is_the_identity(site, shape):
 
 def test_tokens_that_form_no_grid():
     with pytest.raises(mixwell.SiteError, match="17 patch tokens at 'x' form no grid for images of height/width 1"):
-        Site("x", tokens=True).show(torch.randn(2, 17, 6))
+        Site("x", "x", tokens=True).show(torch.randn(2, 17, 6))
 
 
 def test_tokens_are_laid_out_in_rows(vit):

@@ -42,6 +42,7 @@ __all__ = [
     "Scene",
     "SelfBlend",
     "Slot",
+    "Statistics",
     "Step",
     "Term",
     "per_of",
@@ -58,6 +59,7 @@ class Slot(StrEnum):
     PAIRING = "pairing"
     RATIO = "ratio"
     BLEND = "blend"
+    STATISTICS = "statistics"
     LABEL = "label"
     CRITERION = "criterion"
     TERM = "term"
@@ -68,7 +70,7 @@ class Slot(StrEnum):
         """The axis of the design that the slot belongs to."""
         if self in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER):
             return "loss"
-        return "blend" if self is Slot.SELF else self.value
+        return "blend" if self in (Slot.SELF, Slot.STATISTICS) else self.value
 
 
 class Need(Enum):
@@ -120,12 +122,14 @@ class Step:
         mix: the finished mix.
         outputs: what the training pass over the mix returned.
         clean: what the training pass over the clean batch returned, if a piece asked for one.
+        moments: the maps whose moments were changed, by site, as the network went on with them.
     """
 
     scene: Scene
     mix: Mix
     outputs: Outputs
     clean: Outputs | None = None
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> Batch:
@@ -248,6 +252,7 @@ class Blend(Piece):
         grid: whether it needs a pixel grid; without, it mixes any `(B, ...)` tensor.
         aligned: whether every pixel of a mix comes from the same place of its sources; not where images are resized,
             moved or stacked.
+        by_channel: whether channels of one pixel may come from different sources.
     """
 
     slot = Slot.BLEND
@@ -257,6 +262,7 @@ class Blend(Piece):
     hidden: bool = True
     grid: bool = True
     aligned: bool = True
+    by_channel: bool = False
 
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
@@ -266,6 +272,41 @@ class Blend(Piece):
         A blend of no partners is given each row alone, and one that takes no λ a NaN.
         """
         raise NotImplementedError
+
+
+class Statistics(Piece):
+    """How do the moments of hidden maps change? It acts at sites of its own, on whatever rows pass there.
+
+    Attributes:
+        borrows: whether a row's label then has a share of other rows' labels, so that mixes have more sources.
+    """
+
+    slot = Slot.STATISTICS
+    network = True
+    borrows: bool = False
+
+    def sites_used(self) -> tuple[str, ...]:
+        """Names of all sites at which it may act. Known once it is built."""
+        raise NotImplementedError
+
+    def sites(self, draws: Any) -> tuple[str, ...]:
+        """Names of the sites at which it acts in this step."""
+        raise NotImplementedError
+
+    def change(
+        self, hidden: Float[Tensor, "r c h w"], site: str, draws: Any, scene: Scene, mix: Mix | None
+    ) -> Float[Tensor, "r c h w"]:
+        """The map with other moments; `hidden` is not modified.
+
+        Args:
+            hidden: the rows' map at `site`.
+            mix: what the rows are; None if they are the batch's own, which are mixed further on or not at all.
+        """
+        raise NotImplementedError
+
+    def targets(self, targets: Targets, draws: Any, scene: Scene, mix: Mix | None) -> Targets:
+        """The labels of the step, given those of its mix; called if it acted, with `mix` as in `change`."""
+        return targets
 
 
 class Place(Piece):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
 from mixwell.core.axes import Blend, Need, Pairing, Piece, SelfBlend, Slot, Term
@@ -13,7 +14,7 @@ from mixwell.core.registry import Pieces, method_of
 __all__ = ["LOSS_SLOTS", "Chosen", "Option", "compose"]
 
 LOSS_SLOTS = frozenset({Slot.CRITERION, Slot.TERM, Slot.WRAPPER})
-_WITHOUT_MIXING = LOSS_SLOTS | {Slot.SELF}
+_WITHOUT_MIXING = LOSS_SLOTS | {Slot.SELF, Slot.STATISTICS}
 
 
 @dataclass(eq=False)
@@ -200,7 +201,7 @@ def _take_blend(chosen: Chosen, offers: list[tuple[Piece, str]], essential: list
 def _objection(piece: Piece, chosen: Chosen) -> str:
     """Why the piece cannot act beside the others, or ""."""
     blend = chosen.pieces.get(Slot.BLEND)
-    if piece.slot in (Slot.BLEND, Slot.SELF):
+    if piece.slot in (Slot.BLEND, Slot.SELF, Slot.STATISTICS):
         return ""
     alone = chosen.pieces.get(Slot.SELF)
     met = alone.gives if isinstance(alone, SelfBlend) else frozenset()
@@ -226,6 +227,12 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
         return f"decides λ, but {name} takes none. Take a blend with a λ, such as mixup or cutmix."
     if piece.slot is Slot.PLACE and not blend.hidden:
         return f"mixes hidden maps, but {name} works on pixels only. Take a blend such as mixup or cutmix."
+    statistics = chosen.pieces.get(Slot.STATISTICS)
+    if piece.slot in LOSS_SLOTS and Need.PAIR in piece.needs and getattr(statistics, "borrows", False):
+        return (
+            f"needs {Need.PAIR.value}, but {chosen.owners[cast(Piece, statistics)]} adds the labels of further rows. "
+            "Take one of them."
+        )
     missing = piece.needs - blend.gives - met
     if missing:
         return (

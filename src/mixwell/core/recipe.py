@@ -22,6 +22,7 @@ from mixwell.core.axes import (
     Place,
     Scene,
     Slot,
+    Statistics,
     Step,
     Term,
 )
@@ -45,7 +46,7 @@ from mixwell.core.policy import Policy, picked
 from mixwell.core.rng import Streams, distributed, key_of, seeded
 from mixwell.core.targets import Targets
 from mixwell.core.turns import Turn
-from mixwell.probe import Outputs, Probe, Views, Want
+from mixwell.probe import Edit, Outputs, Probe, Views, Want
 
 __all__ = ["Recipe", "create"]
 
@@ -96,8 +97,9 @@ class _Option(Policy):
         self.criterion = _criterion(chosen, settings)
         self.terms = nn.ModuleList(chosen.terms)
         self.wrapper = cast(LossWrapper | None, chosen.pieces.get(Slot.WRAPPER))
+        self.statistics = cast(Statistics | None, chosen.pieces.get(Slot.STATISTICS))
         around = () if self.blend is None else (self.place, self.label)
-        found = (*self.mixing, *around, self.criterion, *self.terms, self.wrapper)
+        found = (*self.mixing, *around, self.statistics, self.criterion, *self.terms, self.wrapper)
         self.pieces = tuple(cast(Piece, piece) for piece in found if piece is not None)
         self.names = {piece: self._name_of(piece) for piece in self.pieces}
         self.drawing = tuple(
@@ -138,8 +140,10 @@ class _Option(Policy):
 
     def turns(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Iterator[Turn]:
         """The turns of one step."""
-        step = self._run(probe, model, batch, draws, clock)
+        step, met = self._run(probe, model, batch, draws, clock)
         targets = self.targets(step)
+        if self.statistics is not None and step.moments:
+            targets = self.statistics.targets(targets, draws.of.get(self.statistics), step.scene, met)
         counts = None if self.wrapper is None else self.wrapper.counts(step)
         total = self.criterion(step.outputs.logits, targets, step.mix.valid, counts)
         parts = {"criterion": total.detach()}
@@ -156,7 +160,8 @@ class _Option(Policy):
         for piece in self.pieces:
             piece.observe(step)
 
-    def _run(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Step:
+    def _run(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> tuple[Step, Mix | None]:
+        """The step's passes, and the mix that changed moments belong to, if the rows were mixed before."""
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
         scene = Scene(batch, draws, looks, site, clock)
@@ -173,8 +178,13 @@ class _Option(Policy):
             changed = mixed(hidden.chunk(len(views)))
             return changed, None if prefix is None else _joined([*map(mixes[0].share, prefix.chunk(len(views)))])
 
+        edits: dict[str, Edit] = {} if site is None else {site: edit}
+        moments: dict[str, Tensor] = {}
+        met: list[Mix | None] = []
+        if self.statistics is not None:
+            for where in self.statistics.sites(draws.of.get(self.statistics)):
+                edits[where] = self._change_of(where, scene, mixes, met, moments, len(views), edits.get(where))
         images = mixed(views) if site is None else _joined(views)
-        edits = {} if site is None else {site: edit}
         outputs = probe.run(images, wants=self.wants, edits=edits, head=head, call=model)
         if len(mixes) != 1:
             raise IncompatibleRecipe(
@@ -183,7 +193,36 @@ class _Option(Policy):
             )
         self._check_logits(outputs.logits, probe.net, batch)
         clean = probe.run(batch.images, call=model) if any(piece.clean for piece in self.pieces) else None
-        return Step(scene, mixes[0], outputs.split(len(views)), clean)
+        if self.statistics is not None and self.statistics.borrows and len(set(map(id, met))) > 1:
+            raise IncompatibleRecipe(
+                f"{self.owners[self.statistics]} exchanges moments and labels both before and after site {site!r}, "
+                "where images are mixed. Let all its sites be on one side."
+            )
+        return Step(scene, mixes[0], outputs.split(len(views)), clean, moments), met[0] if met else None
+
+    def _change_of(
+        self,
+        site: str,
+        scene: Scene,
+        mixes: list[Mix],
+        met: list[Mix | None],
+        moments: dict[str, Tensor],
+        views: int,
+        first: Edit | None,
+    ) -> Edit:
+        """What the statistics do at a site, after what else is done there; they note the mix they met and the map."""
+        statistics = cast(Statistics, self.statistics)
+
+        def edit(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            if first is not None:
+                hidden, prefix = first(hidden, prefix)
+            met.append(mixes[0] if mixes and self.blend is not None else None)
+            drawn = scene.draws.of.get(statistics)
+            hidden = _joined([statistics.change(part, site, drawn, scene, met[-1]) for part in hidden.chunk(views)])
+            moments[site] = hidden.detach()
+            return hidden, prefix
+
+        return edit
 
     def _check_logits(self, logits: Tensor, net: nn.Module, batch: Batch) -> None:
         """See that network and labels speak of the same classes."""
@@ -302,10 +341,10 @@ class Recipe(nn.Module):
 
     @property
     def sites(self) -> frozenset[str]:
-        """Every hidden site at which it may mix. Known once it is bound."""
-        return frozenset(
-            site for option in self._each if option.blend is not None for site in option.place.sites_used()
-        )
+        """Every hidden site at which it may mix or change moments. Known once it is bound."""
+        mixing = [option.place.sites_used() for option in self._each if option.blend is not None]
+        changing = [option.statistics.sites_used() for option in self._each if option.statistics is not None]
+        return frozenset(site for sites in (*mixing, *changing) for site in sites)
 
     def bind(self, model: nn.Module, example: Float[Tensor, "b ..."] | None = None) -> Recipe:
         """Check what the model offers and build what the recipe owns; before the optimisers are made.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,8 @@ from mixwell.core.errors import BatchError
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
 from mixwell.nets import create_net
+from mixwell.probe import Probe, Want
+from mixwell.probe.trace import untouched
 
 __all__ = ["Shown", "act", "fitted_net", "needs_network"]
 
@@ -32,12 +35,14 @@ class Shown:
     Attributes:
         recipe: its text.
         images: (R, C, H, W) pixels in [0, 1], one tensor per view of the batch; (R, D, h, w) hidden maps where `site`
-            is not None.
+            is not None. No more rows than the batch.
         shares: (R, N) what the labels say, by class.
         masks: (R, K, H, W) what each source contributes to each pixel; None for blends without masks, and where they
             are constant.
         classes: (R, K) the class of each source.
         site: the hidden site of the mix, or None for the input.
+        clean: (B, D, h, w) maps of the images themselves at `site` and at those of `moments`.
+        moments: (R, D, h, w) maps with other moments, by site.
     """
 
     recipe: str
@@ -46,6 +51,8 @@ class Shown:
     masks: Float[Tensor, "r k h w"] | None = None
     classes: Int[Tensor, "r k"] | None = None
     site: str | None = None
+    clean: Mapping[str, Float[Tensor, "b d h w"]] = field(default_factory=dict)
+    moments: Mapping[str, Float[Tensor, "r d h w"]] = field(default_factory=dict)
 
 
 class _Watcher(Piece):
@@ -146,7 +153,7 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
     watchers = [(cast(Any, option), _Watcher()) for option in recipe.options]
     for option, watcher in watchers:
         option.pieces = (*option.pieces, watcher)
-    turns = list(recipe.turns(net, batch, clock=Clock(0)))
+    turns = list(recipe.turns(net, batch, clock=_clock_of(recipe, len(batch))))
     ((option, step),) = [(option, watcher.step) for option, watcher in watchers if watcher.step is not None]
     mix, site = step.mix, step.scene.site
     further = () if site is not None else option.views(step.scene)[1:]
@@ -155,9 +162,33 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
         images = tuple(batch.pixels.raw(part).clamp(0, 1) for part in images)
     targets, masks = turns[-1].targets, mix.masks
     assert targets is not None, "a step ends with the turn of its labels"
-    shares = targets.dense(num_classes).detach()
+    rows = slice(len(batch))
+    images, shares = tuple(part[rows] for part in images), targets.dense(num_classes).detach()[rows]
+    sites = dict.fromkeys([*([] if site is None else [site]), *step.moments])
+    wants = {name: Want("features", name) for name in sites}
+    with untouched(net), torch.no_grad():
+        seen = Probe(net, batch.images).run(batch.images, wants=wants.values())
+    inside = Shown(
+        str(recipe),
+        images,
+        shares,
+        site=site,
+        clean={name: seen[want] for name, want in wants.items()},
+        moments={name: found[rows] for name, found in step.moments.items()},
+    )
     if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
-        return Shown(str(recipe), images, shares, site=site)
-    masks = masks.detach().expand(len(images[0]), -1, -1, -1)
+        return inside
+    masks = masks.detach().expand(len(mix.images), -1, -1, -1)[rows]
     ids = mix.pool.argmax(1) if mix.pool.is_floating_point() else mix.pool  # the likeliest class of soft labels
-    return Shown(str(recipe), images, shares, masks, ids[mix.sources], site)
+    return replace(inside, masks=masks, classes=ids[mix.sources][rows])
+
+
+def _clock_of(recipe: Recipe, rows: int) -> Clock:
+    """The first of a few steps in which it changes moments, for recipes that do so on some batches; else step 0."""
+    for step in range(_STEPS):
+        option = cast(Any, recipe._option(Clock(step)))
+        if option.statistics is not None:
+            draws = option.draw(rows, recipe._streams, step)
+            if option.statistics.sites(draws.of.get(option.statistics)):
+                return Clock(step)
+    return Clock(0)

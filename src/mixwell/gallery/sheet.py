@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _SMALLEST = 112
 """Side in pixels to which smaller images are enlarged by a whole factor."""
 _MOSAIC = 3
 """A hidden map is shown as its first 3×3 channels."""
+_EMBEDDING = 8
+"""An embedding is shown as its first 8×8 channels."""
 
 Row = tuple[str, list[Image.Image]]
 
@@ -41,8 +44,8 @@ def sheet(
     """Draw what recipes make of images, and save it if a path is given.
 
     A recipe is a row of mixes, each over a bar with every class's label share; rows of further views and of masks,
-    coloured by source, follow where there are any. A mix of hidden maps is shown as the first 9 channels of the
-    mixed map.
+    coloured by source, follow where there are any. What happens to hidden maps is shown as 9 channels of the
+    images' own maps and, below, of what became of them.
 
     Args:
         recipes: texts, as `mixwell.create` takes them.
@@ -90,19 +93,31 @@ def sheet(
 
 def _rows(shown: Shown, draw: _Cells, across: bool) -> list[Row]:
     """The rows of a recipe; with `across`, only that of its mixes (the last view, where it makes several)."""
-    if shown.site is not None:
-        channels = min(_MOSAIC, int(shown.images[0].shape[1] ** 0.5)) ** 2
-        title = f"{shown.recipe}: {channels} of {shown.images[0].shape[1]} channels at {shown.site}"
-        return [(title, draw.mixes(_mosaic(shown.images[0]), shown.shares))]
+    inside = {} if shown.site is None else {shown.site: shown.images[0]}
+    hidden = [row for site, maps in (inside | dict(shown.moments)).items() for row in _inside(shown, site, maps, draw)]
     if across:
-        return [(shown.recipe, draw.mixes(shown.images[-1], shown.shares))]
+        return hidden[1:2] or [(shown.recipe, draw.mixes(shown.images[-1], shown.shares))]
+    if shown.site is not None:
+        return hidden
     rows = [
         (shown.recipe if i == 1 else f"view {i}", draw.mixes(view, shown.shares))
         for i, view in enumerate(shown.images, 1)
     ]
+    if hidden:
+        return [*(rows if len(rows) > 1 else []), *hidden]
     if shown.masks is not None and shown.classes is not None:
         rows.append(("masks", draw.masks(shown.masks, shown.classes)))
     return rows
+
+
+def _inside(shown: Shown, site: str, maps: Float[Tensor, "r d h w"], draw: _Cells) -> list[Row]:
+    """What the images' own maps at a site look like, and what became of them."""
+    clean = shown.clean[site]
+    before, after = _mosaics(clean, maps)
+    side = _side(maps)
+    count = f"{side * side} of {maps.shape[1]} channels at {site}"
+    labels = torch.zeros(len(clean), shown.shares.shape[1])
+    return [(count, draw.mixes(before, labels)), (shown.recipe, draw.mixes(after, shown.shares))]
 
 
 class _Cells:
@@ -153,13 +168,21 @@ class _Cells:
             left += width
 
 
-def _mosaic(maps: Float[Tensor, "r d h w"]) -> Float[Tensor, "r 1 y x"]:
-    """The first channels side by side, each stretched to [0, 1] over the batch."""
-    side = min(_MOSAIC, int(maps.shape[1] ** 0.5))
-    found = maps[:, : side * side].float()
+def _side(maps: Float[Tensor, "r d h w"]) -> int:
+    """Channels of a map that are shown in a row, and rows of them."""
+    most = _MOSAIC if maps.shape[2] * maps.shape[3] > 1 else _EMBEDDING
+    return min(most, int(maps.shape[1] ** 0.5))
+
+
+def _mosaics(*maps: Float[Tensor, "r d h w"]) -> list[Float[Tensor, "r 1 y x"]]:
+    """The first channels side by side, each channel stretched to [0, 1] over all the maps."""
+    side = _side(maps[0])
+    found = torch.cat([part[:, : side * side].float() for part in maps])
     low, high = found.amin((0, 2, 3), keepdim=True), found.amax((0, 2, 3), keepdim=True)
-    tiles = ((found - low) / (high - low).clamp_min(1e-12)).view(len(maps), side, side, *maps.shape[2:])
-    return torch.cat([torch.cat(list(line.unbind(1)), 2) for line in tiles.unbind(1)], 1)[:, None]
+    tiles = ((found - low) / (high - low).clamp_min(1e-12)).view(len(found), side, side, *found.shape[2:])
+    joined = torch.cat([torch.cat(list(line.unbind(1)), 2) for line in tiles.unbind(1)], 1)[:, None]
+    ends = list(itertools.accumulate(len(part) for part in maps))
+    return [joined[end - len(part) : end] for part, end in zip(maps, ends, strict=True)]
 
 
 def _grid(cells: Sequence[Sequence[Image.Image]], left: Sequence[str] = (), top: Sequence[str] = ()) -> Image.Image:

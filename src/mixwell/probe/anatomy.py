@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mixwell.core.errors import ModelError, SiteError, closest
 from mixwell.ops.tokens import grid_of
@@ -34,19 +36,52 @@ def unwrapped(net: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose output can be seen and changed.
+    """A place in the network whose tensor can be seen and changed: what a module gives, or what it is given.
 
     Attributes:
-        name: its path in the network (`named_modules`).
+        name: what recipes call it: "stem", "embedding", or the module's path in the network (`named_modules`).
+        module: the module's path.
+        before: whether it is what the module is given.
         tokens: whether a 3-D output is (B, N, C) tokens rather than (B, C, L) signals.
         prefix: class, distillation and register tokens in front of the patches.
         channels_last: whether a 4-D output is (B, H, W, C).
     """
 
     name: str
+    module: str
+    before: bool = False
     tokens: bool = False
     prefix: int = 0
     channels_last: bool = False
+
+    def watch(
+        self, modules: Mapping[str, nn.Module], act: Callable[[Tensor], Tensor | None], guard: Callable[[Any], Any]
+    ) -> RemovableHandle:
+        """Have `act` see the site's tensor in every pass, and put in its place what it returns if that is a tensor.
+
+        Args:
+            guard: wraps the hook.
+        """
+
+        def first_in(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not args or not isinstance(args[0], Tensor):
+                raise SiteError(
+                    f"Site {self.name!r} is what {self.module!r} is given, but it is not given a tensor as its first "
+                    "argument. Choose another site."
+                )
+            changed = act(args[0])
+            return None if changed is None else (changed, *args[1:])
+
+        def first_out(module: nn.Module, args: Any, output: Any) -> Any:
+            changed = act(output if isinstance(output, Tensor) else output[0])
+            if changed is None:
+                return None
+            return changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
+
+        module = modules[self.module]
+        if self.before:
+            return module.register_forward_pre_hook(guard(first_in))
+        return module.register_forward_hook(guard(first_out))
 
     def check_rows(self, output: Tensor, rows: int) -> None:
         """See that the output's first axis is the batch.
@@ -136,11 +171,19 @@ class Anatomy:
         return self.example
 
     def site(self, which: int | str) -> Site:
-        """Stage number `which` (1 is the first, -1 the last) or the module of that name.
+        """A place in the network.
+
+        Args:
+            which: a stage's number (1 is the first, -1 the last), "stem" (what the first stage is given), "embedding"
+                (what the classifier is given), or a module's name.
 
         Raises:
             SiteError: it does not exist; lists those that do.
         """
+        if which == "stem" and which not in self.modules:
+            return self._site("stem", *self._stem)
+        if which == "embedding" and which not in self.modules:
+            return Site("embedding", self.classifier, before=True)
         if isinstance(which, bool) or not isinstance(which, int | str):
             raise SiteError(f"A site is a stage number or a module's name, got {which!r}.")
         if isinstance(which, int):
@@ -157,7 +200,29 @@ class Anatomy:
                 f"Site {which!r} does not exist in {type(self.net).__name__}; {closest(which, self.modules)} "
                 f"Its stages are {', '.join(self.stages) or 'not known'}."
             )
-        return Site(which, self.has_tokens, self.prefix, _is_channels_last(self.net))
+        return self._site(which, which)
+
+    def _site(self, name: str, module: str, before: bool = False) -> Site:
+        return Site(name, module, before, self.has_tokens, self.prefix, _is_channels_last(self.net))
+
+    @cached_property
+    def _stem(self) -> tuple[str, bool]:
+        """The module whose input or output the first stage works on, and whether it is its input.
+
+        Raises:
+            SiteError: the network's stages are not known.
+        """
+        if not self.stages:
+            raise SiteError(
+                f"Site 'stem' does not exist in {type(self.net).__name__}, whose stages are not known. Name modules "
+                "instead, or call recipe.bind(model, example=images) with some images."
+            )
+        if self.stages[0] in self.blocks:
+            return self.blocks[0], True
+        if self.stages == self._declared_stages:
+            return self.stages[0], True
+        trunk = self.stages[0].rpartition(".")[0]
+        return next(name for name in self.modules if name.rpartition(".")[0] == trunk), False
 
     def try_out(self, site: Site) -> None:
         """See what a site gives for one image, so that an axis of tokens is not taken for the batch.
@@ -168,12 +233,7 @@ class Anatomy:
         if self.example is None:
             return
 
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, Tensor):
-                site.check_rows(first, 1)
-
-        handle = self.modules[site.name].register_forward_hook(hook)
+        handle = site.watch(self.modules, lambda tensor: site.check_rows(tensor, 1), lambda hook: hook)
         try:
             with untouched(self.net), torch.no_grad():
                 self.net(self.example[:1])
@@ -214,23 +274,29 @@ class Anatomy:
         return name, self.modules[name]
 
     @cached_property
+    def _declared_stages(self) -> tuple[str, ...]:
+        """Stages that have the usual names, or that the network lists itself."""
+        named = [name for name, _ in self.net.named_children() if _STAGE.fullmatch(name)]
+        if named:
+            return tuple(sorted(named, key=lambda name: int(name.removeprefix("layer"))))
+        if self.blocks and len({name.rpartition(".")[0] for name in self.blocks}) == 1:
+            return ()
+        info = getattr(self.net, "feature_info", None)
+        return tuple(entry["module"] for entry in _entries(info) if entry.get("module") in self.modules)
+
+    @cached_property
     def stages(self) -> tuple[str, ...]:
         """Outputs after which the resolution changes, first to last.
 
         Of isotropic transformers, the ends of four equally deep groups of blocks. Where no name tells them, they are
         found by a pass over the example images.
         """
-        named = [name for name, _ in self.net.named_children() if _STAGE.fullmatch(name)]
-        if named:
-            return tuple(sorted(named, key=lambda name: int(name.removeprefix("layer"))))
+        if self._declared_stages:
+            return self._declared_stages
         if self.blocks and len({name.rpartition(".")[0] for name in self.blocks}) == 1:
             depth = len(self.blocks)
             ends = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})
             return tuple(self.blocks[end - 1] for end in ends)
-        info = getattr(self.net, "feature_info", None)
-        names = [entry["module"] for entry in _entries(info) if entry.get("module") in self.modules]
-        if names:
-            return tuple(names)
         return () if self.example is None else _traced_stages(self.net, self.example)
 
 

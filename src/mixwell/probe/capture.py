@@ -32,7 +32,8 @@ class Want:
             "class_attention": (R, h·w) softmaxed attention of the class token to each patch, the mean over heads,
                 detached; class
             and register columns are dropped and the rest not renormalised; the site is a block's number, -1 the last.
-            "gradient": (R, ...) of the loss with respect to the input, on clean batches only.
+            "gradient": (R, ...) of the loss with respect to the images (site "input"), or (R, C, h, w) to the map of
+                another site; on clean batches only.
         site: where.
     """
 
@@ -108,7 +109,7 @@ class Probe:
         Raises:
             ModelError, SiteError: it does not.
         """
-        if want.kind == "features":
+        if want.kind == "features" or (want.kind == "gradient" and want.site != "input"):
             self.anatomy.site(want.site)
         elif want.kind == "class_attention":
             if not isinstance(want.site, int):
@@ -183,24 +184,15 @@ class Probe:
         if key is None:
             return [self.anatomy.modules[self.anatomy.classifier].register_forward_hook(guard(self._other_head))]
         if isinstance(key, str):
-            return [self._watch_output(self.anatomy.site(key), self._edit, guard)]
+            site = self.anatomy.site(key)
+            return [site.watch(self.anatomy.modules, partial(self._edit, site), guard)]
         if key.kind == "features":
-            return [self._watch_output(self.anatomy.site(key.site), partial(self._see, key), guard)]
+            site = self.anatomy.site(key.site)
+            return [site.watch(self.anatomy.modules, partial(self._see, key, site), guard)]
         if key.kind == "class_attention" and isinstance(key.site, int):
             name, module = self.anatomy.attention(key.site)
             return watch_heads(name, module, guard(partial(self._see_class_row, key)))
         raise ModelError(f"A pass cannot show {key.kind!r}.")
-
-    def _watch_output(
-        self, site: Site, act: Callable[[Site, Tensor], Tensor | None], guard: Callable[[Any], Any]
-    ) -> RemovableHandle:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            changed = act(site, output if isinstance(output, Tensor) else output[0])
-            if changed is None:
-                return None
-            return changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
-
-        return self.anatomy.modules[site.name].register_forward_hook(guard(hook))
 
     def _edit(self, site: Site, output: Tensor) -> Tensor | None:
         if self._pass is None or site.name not in self._pass.edits:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mixwell.core.batch import Batch
-from mixwell.probe.capture import Outputs, Probe, Want
+from mixwell.probe.capture import Edit, Outputs, Probe, Want
 from mixwell.probe.trace import untouched
 
 __all__ = ["Views"]
@@ -47,9 +47,9 @@ class Views:
         """(B, C) logits of the clean batch, detached."""
         return self._answers().logits
 
-    def gradient(self) -> Float[Tensor, "b ..."]:
-        """Gradient of the clean batch's loss with respect to its images, shaped like them."""
-        return self[Want("gradient", "input")]
+    def gradient(self, site: int | str = "input") -> Float[Tensor, "b ..."]:
+        """Gradient of the clean batch's loss with respect to its images, or to a site's map; shaped like them."""
+        return self[Want("gradient", site)]
 
     def features(self, site: int | str) -> Float[Tensor, "b c h w"]:
         """The site's map of the clean batch, detached."""
@@ -71,13 +71,28 @@ class Views:
         return self._outputs
 
     def _look(self) -> Outputs:
-        gradient = Want("gradient", "input")
-        needed = gradient in self.wants
-        with untouched(self.probe.net), torch.set_grad_enabled(needed):
-            images = self.batch.images.detach().requires_grad_(needed)
-            outputs = self.probe.run(images, wants=self.wants - {gradient})
-            if needed:
+        gradients = [want for want in self.wants if want.kind == "gradient"]
+        maps: dict[Want, Tensor] = {}
+
+        def keep(want: Want) -> Edit:
+            def edit(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+                maps[want] = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+                return maps[want].clone(), prefix  # the network may go on in place
+
+            return edit
+
+        with untouched(self.probe.net), torch.set_grad_enabled(bool(gradients)):
+            images = self.batch.images.detach()
+            edits: dict[str, Edit] = {}
+            for want in gradients:
+                if want.site == "input":
+                    maps[want] = images = images.requires_grad_()
+                else:
+                    edits[self.probe.anatomy.site(want.site).name] = keep(want)
+            outputs = self.probe.run(images, wants=self.wants - set(gradients), edits=edits)
+            if gradients:
                 loss = self.loss(outputs.logits.float(), self.batch.labels)
-                (outputs.seen[gradient],) = torch.autograd.grad(loss, images)
+                found = torch.autograd.grad(loss, [maps[want] for want in gradients])
+                outputs.seen.update(zip(gradients, found, strict=True))
         seen = {want: tensor.detach() for want, tensor in outputs.seen.items()}
         return Outputs(outputs.logits.detach(), seen)

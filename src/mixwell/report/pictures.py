@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from mixwell.probe.trace import untouched
 
 __all__ = ["Album", "Example", "Frame", "album"]
 
+_SOURCES = 5
+"""Sources of a row that are shown, those with the largest shares."""
 _STEPS = 64
 """Among so many steps, one is looked for that mixes inside the network, if the recipe ever does."""
 
@@ -80,7 +83,11 @@ def album(recipe: Recipe, model: nn.Module, batch: Batch, classes: Sequence[str]
     probe, draws = Probe(model, batch.images), _draws(option, len(batch))
     looks = Views(probe, batch, option.view_wants, lambda logits, labels: option.clean_loss(logits, Targets.of(labels)))
     site = None if option.blend is None else option.place.site(draws.of.get(option.place))
+    statistics, drawn = option.statistics, draws.of.get(option.statistics)
+    moments = () if statistics is None else statistics.sites(drawn)
     scene = Scene(batch, draws, looks, site)
+    if option.blend is None and moments:
+        site = moments[0]
     with untouched(model), torch.no_grad():
         views = option.views(scene)
         shown = views[0]
@@ -88,7 +95,12 @@ def album(recipe: Recipe, model: nn.Module, batch: Batch, classes: Sequence[str]
             want = Want("features", site)
             shown = probe.run(shown, wants=[want])[want]
         mix: Mix = option.mix(shown, scene)
+        met = None if option.blend is None else mix
         targets: Targets = option.targets(Step(scene, mix, Outputs(mix.images)))
+        if moments:
+            targets = statistics.targets(targets, drawn, scene, met)
+            if met is None:
+                mix = replace(mix, images=statistics.change(shown, site, drawn, scene, met))
     sheet = _Sheet(
         batch=batch,
         views=views if len(views) == 1 else views[1:],
@@ -99,6 +111,7 @@ def album(recipe: Recipe, model: nn.Module, batch: Batch, classes: Sequence[str]
         alone=option.alone is not None,
         mixes=option.blend is not None,
         site=site,
+        moments=bool(moments),
     )
     return Album(str(recipe), sheet.note, tuple(sheet.example(row) for row in _most_mixed(targets, rows)))
 
@@ -106,9 +119,14 @@ def album(recipe: Recipe, model: nn.Module, batch: Batch, classes: Sequence[str]
 def _draws(option: Any, rows: int) -> Draws:
     streams = Streams(0)
     drawn: list[Draws] = [option.draw(rows, streams, step) for step in range(_STEPS)]
-    if option.blend is None or not option.place.sites_used():
-        return drawn[0]
-    return next((draws for draws in drawn if option.place.site(draws.of.get(option.place)) is not None), drawn[0])
+
+    def inside(draws: Draws) -> bool:
+        """Whether something happens inside the network."""
+        if option.blend is not None and option.place.site(draws.of.get(option.place)) is not None:
+            return True
+        return option.statistics is not None and bool(option.statistics.sites(draws.of.get(option.statistics)))
+
+    return next(filter(inside, drawn), drawn[0])
 
 
 def _most_mixed(targets: Targets, rows: int) -> list[int]:
@@ -125,7 +143,8 @@ class _Sheet:
     Attributes:
         views: what was made of each image alone.
         shown: what was mixed: images, or maps of the site.
-        alone, mixes: whether the recipe changes single images, and whether it mixes.
+        alone, mixes, moments: whether the recipe changes single images, whether it mixes, and whether it changes the
+            moments of hidden maps.
     """
 
     batch: Batch
@@ -137,6 +156,7 @@ class _Sheet:
     alone: bool
     mixes: bool
     site: str | None
+    moments: bool
 
     @property
     def note(self) -> str:
@@ -146,19 +166,21 @@ class _Sheet:
             notes.append("Each image is changed on its own, and keeps its label.")
         if self.site is not None:
             height, width = self.shown.shape[2:]
-            notes.append(
-                f"Mixed inside the network, here after {self.site}. The maps are the mean size of the activations over "
-                f"channels, {height}×{width}."
-            )
+            done = "Mixed" if self.mixes else "Given other moments"
+            maps = f"The maps are the mean size of the activations over channels, {height}×{width}."
+            if height == width == 1:
+                maps = f"The maps are the {self.shown.shape[1]} activations, row by row."
+            notes.append(f"{done} inside the network, here at {self.site}. {maps}")
         elif self.mix.masks is not None:
             notes.append("The mask is white where the mix shows the image, black where the partner, grey where both.")
         return " ".join(notes) or "Nothing is mixed."
 
     def example(self, row: int) -> Example:
         """The pictures of a row, from its sources to its mix."""
-        sources = self.targets.sources[row].tolist()
+        most = self.targets.weights[row].argsort(descending=True, stable=True)[:_SOURCES].sort().values
+        sources = self.targets.sources[row, most].tolist()
         names = [self.classes[int(self.targets.pool[source])] for source in sources]
-        shares = tuple(zip(names, self.targets.weights[row].tolist(), strict=True))
+        shares = tuple(zip(names, self.targets.weights[row, most].tolist(), strict=True))
         return Example(tuple(self._frames(row, sources, names)), shares)
 
     def _frames(self, row: int, sources: Sequence[int], names: Sequence[str]) -> Iterator[Frame]:
@@ -182,10 +204,18 @@ class _Sheet:
             yield _frame("mix", f"mix of {both}", pixels.raw(self.mix.images)[row])
 
     def _grey(self, hidden: Float[Tensor, "c h w"]) -> Float[Tensor, "1 h w"]:
-        """The mean size over channels, scaled as all of the batch's maps are."""
-        every = self.shown.abs().mean(1)
+        """The mean size over channels, or each channel of an embedding; scaled as all of the batch's maps are."""
+
+        def seen(maps: Tensor) -> Tensor:
+            if maps.shape[-1] * maps.shape[-2] > 1:
+                return maps.abs().mean(-3)
+            side = math.isqrt(maps.shape[-3])
+            wide = maps.shape[-3] // side
+            return maps[..., : side * wide, 0, 0].reshape(*maps.shape[:-3], side, wide)
+
+        every = seen(self.shown)
         low, high = every.min(), every.max()
-        return ((hidden.abs().mean(0) - low) / (high - low).clamp_min(1e-12))[None]
+        return ((seen(hidden) - low) / (high - low).clamp_min(1e-12))[None]
 
 
 def _frame(caption: str, alt: str, values: Float[Tensor, "c h w"]) -> Frame:

@@ -170,20 +170,22 @@ def _model(screen: Screen, recipe: Recipe, name: str, net: nn.Module, example: T
         recipe.bind(net, example)
     except IncompatibleRecipe as error:
         refusal = error
-    used = set() if refusal else _used(recipe)
+    used = {} if refusal else _used(recipe)
     anatomy = probe.anatomy
     parameters = sum(parameter.numel() for parameter in net.parameters())
     screen.title(f"{name}, {parameters:,} parameters, on images {_shape(example)}")
     rows = table("site", "name", "output", "")
-    others = sorted(site for site in used if site is not None and site not in anatomy.stages)
+    stem, embedding = _names(probe, "stem"), _names(probe, "embedding")
+    known = {None, *stem, *anatomy.stages, *embedding}
     for number, site in [
         ("0", None),
+        *(("", x) for x in stem if x not in anatomy.stages),
         *((str(i), stage) for i, stage in enumerate(anatomy.stages, 1)),
-        *(("", x) for x in others),
+        *(("", x) for x in (*embedding, *sorted(site for site in used if site is not None and site not in known))),
     ]:
         with _taking(name, example):
             output = _shape(example) if site is None else _output(probe, site, example)
-        rows.add_row(number, site or "the input", output, "mixes here" if site in used else "")
+        rows.add_row(number, site or "the input", output, used.get(site, ""))
     _indented(screen, rows)
     if anatomy.attentions:
         token = "a class token" if anatomy.class_token else "no class token"
@@ -204,14 +206,27 @@ def _mixes(option: Any) -> bool:
     return any(piece.slot.axis != "loss" for piece in option.pieces)
 
 
-def _used(recipe: Recipe) -> set[str | None]:
-    """The sites at which a bound recipe mixes; None is the input."""
-    found: set[str | None] = set(recipe.sites)
+def _names(probe: Probe, site: str) -> list[str]:
+    """A site that has a name of its own, if the network has it."""
+    with suppress(MixwellError):
+        return [probe.anatomy.site(site).name]
+    return []
+
+
+def _used(recipe: Recipe) -> dict[str | None, str]:
+    """What a bound recipe does at which site; None is the input."""
+    found: dict[str | None, str] = {}
     for option in _options(recipe):
-        if _mixes(option):
+        if option.statistics is not None:
+            found |= dict.fromkeys(option.statistics.sites_used(), "changes moments here")
+    for option in _options(recipe):
+        if option.blend is not None:
             # Whether a place that draws among sites may choose the input is not declared; it shows in its draws.
             rng = np.random.default_rng(0)
-            found |= {option.place.site(option.place.draw(1, rng)) for _ in range(_TRIALS)}
+            found |= dict.fromkeys(option.place.sites_used(), "mixes here")
+            found |= {option.place.site(option.place.draw(1, rng)): "mixes here" for _ in range(_TRIALS)}
+        elif option.alone is not None:
+            found[None] = "changes images here"
     return found
 
 
