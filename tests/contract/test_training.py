@@ -165,3 +165,29 @@ def test_no_hook_stays_in_the_network(slug, recipe_for, network_for):
     for _ in range(4):
         recipe(model, torch.randn(6, 3, 32, 32), torch.arange(6))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_compiled_network_trains_as_the_plain_one(slug, recipe_for, network_for):
+    """Traced with the hooks in place: equal losses and gradients, step for step."""
+    if not any(piece.network for option in recipe_for(slug).options for piece in option.pieces):
+        pytest.skip("nothing happens inside the network")
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+
+    def steps(compiled):
+        recipe = recipe_for(slug, seed=1)
+        model = network_for(recipe).eval()
+        if compiled:
+            recipe.install_hooks(model)
+        callable_model = torch.compile(model, backend="eager") if compiled else model
+        for _ in range(4):
+            for turn in recipe.turns(callable_model, images, labels):
+                model.zero_grad()
+                turn.loss.backward()
+                yield turn.loss.detach(), [parameter.grad for parameter in model.parameters()]
+
+    for (loss, gradients), (expected, others) in zip(steps(True), steps(False), strict=True):
+        torch.testing.assert_close(loss, expected)
+        for one, other in zip(gradients, others, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

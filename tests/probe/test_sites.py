@@ -98,6 +98,81 @@ def test_a_module_by_name(cnn):
     assert_trains_alike(mixwell.create("manifold_mixup(sites=('layer2.0',))", 4), model, forward)
 
 
+def test_what_the_first_stage_is_given():
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    trunk = nn.Sequential(model.layer1, model.layer2, model.layer3, model.layer4, model.avgpool, nn.Flatten(), model.fc)
+
+    def forward(mix):
+        return trunk(mix(model.maxpool(model.relu(model.bn1(model.conv1(IMAGES))))))
+
+    recipe = mixwell.create("manifold_mixup(sites=('stem',))", 4)
+    assert_trains_alike(recipe, model, forward)
+    assert recipe.sites == {"stem"}
+
+
+def test_what_the_first_block_is_given(vit):
+    model = vit(4, depth=2).eval()
+
+    def forward(mix):
+        x = mix(model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(IMAGES)))))
+        return model.head(model.norm(model.blocks(x))[:, 0])
+
+    assert_trains_alike(mixwell.create("manifold_mixup(sites=('stem',))", 4), model, forward)
+
+
+def test_the_stem_where_stages_are_found_by_a_pass():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.Flatten(), nn.Linear(8 * 64, 4)
+    )
+    assert Anatomy(net, IMAGES).site("stem") == Site("stem", "0")
+    assert_trains_alike(
+        mixwell.create("manifold_mixup(sites=('stem',))", 4).bind(net, IMAGES),
+        net,
+        lambda mix: net[1:](mix(net[0](IMAGES))),
+    )
+    with pytest.raises(mixwell.SiteError, match="'stem' does not exist in Sequential, whose stages are not known"):
+        Anatomy(net).site("stem")
+
+
+def test_what_the_classifier_is_given(cnn, vit):
+    model = cnn(4).eval()
+
+    def forward(mix):
+        return model.fc(mix(model.layer3(model.layer2(model.layer1(IMAGES))).mean((2, 3))))
+
+    assert_trains_alike(mixwell.create("manifold_mixup(sites=('embedding',))", 4), model, forward)
+    transformer = vit(4, depth=2).eval()
+    recipe = mixwell.create("manifold_mixup(sites=('embedding',))", 4)
+    assert_trains_alike(
+        recipe, transformer, lambda mix: transformer.head(mix(transformer.norm(_tokens(transformer))[:, 0]))
+    )
+
+
+def _tokens(model):
+    return model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(IMAGES))))
+
+
+def test_a_module_called_stem_is_the_stem():
+    net = nn.Sequential()
+    for name, part in (("stem", nn.Conv2d(3, 4, 3)), ("layer1", nn.Conv2d(4, 4, 3))):
+        net.add_module(name, part)
+    assert Anatomy(net).site("stem") == Site("stem", "stem")
+
+
+def test_a_module_that_is_given_no_tensor():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1 = nn.Flatten()
+            self.fc = nn.Linear(3072, 4)
+
+        def forward(self, x):
+            return self.fc(input=self.layer1(x))
+
+    with pytest.raises(mixwell.IncompatibleRecipe, match=r"'fc' is given, but .* not given a tensor as its first"):
+        mixwell.create("manifold_mixup(sites=('embedding',))", 4).bind(Named(), IMAGES)
+
+
 def test_a_vector_and_a_signal_are_sites_too():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 4))
     recipe = mixwell.create("manifold_mixup(sites=('1',))", 4)

@@ -144,6 +144,7 @@ class _Option(Policy):
         targets = self.targets(step)
         if self.statistics is not None and step.moments:
             targets = self.statistics.targets(targets, draws.of.get(self.statistics), step.scene, met)
+            targets.num_classes = self.num_classes
         counts = None if self.wrapper is None else self.wrapper.counts(step)
         total = self.criterion(step.outputs.logits, targets, step.mix.valid, counts)
         parts = {"criterion": total.detach()}

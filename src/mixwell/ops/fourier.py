@@ -89,7 +89,7 @@ def brightest(grey: Float[Tensor, "#r h w"], count: Int64[np.ndarray, " r"]) -> 
     pixels, fewest, most = grey.shape[1] * grey.shape[2], min(shown), max(shown)
     # One rank for all rows, so that one selection serves them: rows that show more get as many darker values beside.
     flat = grey.flatten(1)
-    padded = flat.expand(len(count), -1)
+    padded = flat if len(flat) == len(shown) else flat.expand(len(shown), -1)
     if most > fewest or fewest == 0:
         padded = F.pad(padded, (0, most - fewest + 1), value=torch.inf)
     if most > fewest:

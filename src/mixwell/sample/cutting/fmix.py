@@ -58,7 +58,8 @@ def pixels_shown(
     lam: Float[np.ndarray, " #r"], coins: Float[np.ndarray, " #r"], pixels: int
 ) -> Int64[np.ndarray, " r"]:
     """How many of an image's pixels a mask shows: λ·H·W, rounded up where the coin is above 0.5, else down."""
-    count: np.ndarray = np.where(coins > 0.5, np.ceil(lam * pixels), lam * pixels).astype(np.int64)
+    exact = lam * pixels
+    count: np.ndarray = np.where(coins > 0.5, np.ceil(exact), exact).astype(np.int64)
     return count
 
 
