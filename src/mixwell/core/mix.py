@@ -110,6 +110,7 @@ class Mix:
         lam: the drawn λ, before anything was realised; (R,) or (1,) if one was drawn for the batch.
         area: (R,) realised share of the own row in pixels, for mask-like blends.
         make_masks: builds the mix's `masks`; None for blends without masks.
+        make_origins: builds the mix's `origins`; None where every pixel stays in its place.
         valid: (R,) rows that may be trained on; None means all.
     """
 
@@ -121,6 +122,7 @@ class Mix:
     lam: Float[Tensor, " #r"] | None = None
     area: Float[Tensor, " #r"] | None = None
     make_masks: Callable[[Mix], Float[Tensor, "#r k #h #w"]] | None = None
+    make_origins: Callable[[Mix], Float[Tensor, "#r k #h #w"]] | None = None
     valid: Shaped[Tensor, " r"] | None = None
 
     @classmethod
@@ -145,6 +147,15 @@ class Mix:
     def masks(self) -> Float[Tensor, "#r k #h #w"] | None:
         """What each source contributes to each pixel, broadcastable to (R, K, H, W); None if the blend has no masks."""
         return None if self.make_masks is None else self.make_masks(self)
+
+    @cached_property
+    def origins(self) -> Float[Tensor, "#r k #h #w"] | None:
+        """What of each pixel of a source's own image the mix shows, in the place that it has in the source.
+
+        Like `masks` where pixels stay in their places; otherwise another thing: all of an image that is pasted smaller.
+        Broadcastable to (R, K, H, W); None if the blend has no masks.
+        """
+        return self.masks if self.make_origins is None else self.make_origins(self)
 
     def shown(self, size: tuple[int, ...]) -> Float[Tensor, "r k h w"]:
         """`masks` for every row and of full size; the label shares everywhere where the blend has none."""

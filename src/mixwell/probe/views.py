@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixwell.core.batch import Batch
+from mixwell.core.errors import ModelError
 from mixwell.probe.capture import Edit, Outputs, Probe, Want
 from mixwell.probe.trace import untouched
 
@@ -58,6 +60,30 @@ class Views:
     def class_attention(self, block: int = -1) -> Float[Tensor, "b n"]:
         """Attention of the class token to each patch of the clean batch."""
         return self[Want("class_attention", block)]
+
+    def cam(self) -> Float[Tensor, "b h w"]:
+        """Class activation map of each row's own label: what every place of the last stage adds to the class's logit.
+
+        (B, h, w) fp32, detached, bias included; label rows weight the classes' maps.
+
+        Raises:
+            ModelError: the classifier does not take the last stage's channels.
+        """
+        maps, name = self.features(-1).float(), self.probe.anatomy.classifier
+        head = cast(nn.Linear, self.probe.anatomy.modules[name])
+        weight, bias = head.weight.detach().float(), head.bias
+        if weight.shape[1] != maps.shape[1]:
+            raise ModelError(
+                f"Class activation maps need a classifier of the last stage's {maps.shape[1]} channels, but {name!r} "
+                f"takes {weight.shape[1]}. Take a network that pools its last stage and classifies that, such as "
+                "'resnet18', or another saliency."
+            )
+        labels, offset = self.batch.labels, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().float()
+        if labels.is_floating_point():
+            chosen, shift = labels.float() @ weight, labels.float() @ offset
+        else:
+            chosen, shift = weight[labels.long()], offset[labels.long()]
+        return torch.einsum("bc,bchw->bhw", chosen, maps.relu()) + shift[:, None, None]
 
     def __getitem__(self, want: Want) -> Tensor:
         if want not in self._answers().seen:
