@@ -25,7 +25,7 @@ from torch import Tensor
 
 import mixwell
 from mixwell.cli.page import Page, parameter_docs
-from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot
+from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot, Statistics
 from mixwell.core.compose import LOSS_SLOTS
 from mixwell.gallery import sheet
 from mixwell.nets import create_net
@@ -208,7 +208,7 @@ def recipe_text(slug: str) -> str:
     """The method alone if it makes images of its own, beside a host if it does not."""
     pieces = mixwell.method_of(slug).build()
     acts = pieces.beside or any(
-        isinstance(piece, Blend | SelfBlend) for piece in (*pieces.essential, *pieces.suggested)
+        isinstance(piece, Blend | SelfBlend | Statistics) for piece in (*pieces.essential, *pieces.suggested)
     )
     return slug if acts else f"{HOST} + {slug}"
 

@@ -23,6 +23,9 @@ from mixwell.core.rng import Streams
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
 
+QUICK = {"alignmixup": {"iterations": 5}, "multimix": {"n": 20}}
+"""Settings of methods that would take long on maps as large as the suite's images."""
+
 PIXELS = mixwell.Pixels((0.5,), (0.25,))
 
 
@@ -38,7 +41,8 @@ def text_of(slug: str, **parameters: object) -> str:
 
     def call(name: str) -> str:
         known = method_of(name).parameters
-        inside = ", ".join(f"{key}={value!r}" for key, value in parameters.items() if key in known)
+        given = {**QUICK.get(name, {}), **parameters}
+        inside = ", ".join(f"{key}={value!r}" for key, value in given.items() if key in known)
         return f"{name}({inside})"
 
     return call(slug) if mixes else f"{call(HOST)} + {call(slug)}"
@@ -76,6 +80,7 @@ class Act:
     recipe: mixwell.Recipe
     which: Which
     network_for: Callable[..., nn.Module]
+    prepared: Callable[..., mixwell.Recipe]
 
     @property
     def option(self) -> Any:
@@ -115,6 +120,8 @@ class Act:
         if self.looks:
             net = self.network_for(self.recipe, channels=images.shape[1], size=tuple(images.shape[2:])).to(images.dtype)
             views = mixwell.Views(mixwell.Probe(net, images), batch, self.option.view_wants, self._loss)
+        elif images.ndim == 4:
+            self.prepared(self.recipe, images.shape[1], tuple(images.shape[2:]))
         return self.option.mix(images, mixwell.Scene(batch, drawn, views, "hidden" if self.which.hidden else None))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -134,12 +141,12 @@ class Act:
 
 
 @pytest.fixture(scope="session")
-def act(network_for: Callable[..., nn.Module]) -> Callable[..., Act]:
+def act(network_for: Callable[..., nn.Module], prepared: Callable[..., mixwell.Recipe]) -> Callable[..., Act]:
     """`act("cutmix", Which(0), per="batch")`: the first option of cutmix(per='batch')."""
 
     def make(slug: str, which: Which | int = 0, **parameters: object) -> Act:
         which = Which(which) if isinstance(which, int) else which
-        return Act(mixwell.create(text_of(slug, **parameters), 7, pixels=PIXELS), which, network_for)
+        return Act(mixwell.create(text_of(slug, **parameters), 7, pixels=PIXELS), which, network_for, prepared)
 
     return make
 
@@ -149,8 +156,8 @@ def prepared() -> Callable[..., mixwell.Recipe]:
     """`prepared(recipe, channels=3, size=(32, 32))`: the recipe, with what it needs before training made of noise."""
 
     def make(recipe: mixwell.Recipe, channels: int = 3, size: tuple[int, int] = (32, 32)) -> mixwell.Recipe:
-        noise = torch.rand(4, channels, *size, generator=torch.Generator().manual_seed(0))
-        batch = mixwell.Batch(noise, torch.arange(4), mixwell.Pixels((0.0,), (1.0,)))
+        noise = torch.rand(7, channels, *size, generator=torch.Generator().manual_seed(0))
+        batch = mixwell.Batch(noise, torch.arange(7), mixwell.Pixels((0.0,), (1.0,)))
         return recipe.prepare(lambda: [batch], f"noise {channels}×{size}")
 
     return make

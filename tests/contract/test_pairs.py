@@ -36,13 +36,18 @@ def spelled_out(slugs: tuple[str, ...]) -> list[tuple[str, ...]]:
     return options
 
 
-def unmet(piece: Piece, blend: Blend | None, met: frozenset, *, borrowed: bool) -> bool:
-    """Whether the piece cannot act beside this blend, read off what both declare; labels may be borrowed besides."""
+def unmet(piece: Piece, blend: Blend | None, met: frozenset, *, borrowed: bool, broken: frozenset) -> bool:
+    """Whether the piece cannot act beside this blend, read off what both declare.
+
+    Labels may be borrowed besides, and may have `broken` what the blend gives.
+    """
     if piece.slot in (Slot.BLEND, Slot.SELF, Slot.STATISTICS):
         return False
     in_loss = piece.slot in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER)
     if blend is None:
-        return not (in_loss and piece.needs <= met)
+        return not (in_loss and piece.needs <= met | {Need.SIMPLEX, Need.OWN_ROW})
+    if in_loss and piece.needs & broken:
+        return True
     if borrowed and in_loss and Need.PAIR in piece.needs:
         return True
     idle = {
@@ -67,13 +72,15 @@ def refusal_of_option(slugs: tuple[str, ...]) -> str:
             return f"two answers for {slot}"
     met = frozenset().union(*(getattr(piece, "gives", ()) for _, piece in essential if piece.slot is Slot.SELF))
     borrowed = any(getattr(piece, "borrows", False) for _, piece in essential)
+    broken = frozenset().union(*(piece.breaks for _, piece in essential if piece.slot is Slot.LABEL))
     blends = [piece for _, piece in essential if piece.slot is Slot.BLEND]
     offered = [piece for _, found in parts for piece in found.suggested if piece.slot is Slot.BLEND]
     if not blends:
-        suiting = [b for b in offered if not any(unmet(piece, b, met, borrowed=borrowed) for _, piece in essential)]
+        idle = {b: any(unmet(p, b, met, borrowed=borrowed, broken=broken) for _, p in essential) for b in offered}
+        suiting = [b for b in offered if not idle[b]]
         blends = (suiting or offered)[:1]
     blend = blends[0] if blends else None
-    idle = [slug for slug, piece in essential if unmet(piece, blend, met, borrowed=borrowed)]
+    idle = [slug for slug, piece in essential if unmet(piece, blend, met, borrowed=borrowed, broken=broken)]
     return f"{idle[0]} cannot act" if idle else ""
 
 

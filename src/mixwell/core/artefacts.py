@@ -82,6 +82,7 @@ class Workshop:
         batches: a new pass over the clean training batches, in the same order every time.
         data: a text that names the data; another text makes the artefacts anew.
         device: where to compute.
+        num_classes: of the recipe, or None.
         folder: the cache.
         progress: told how far the making has come.
     """
@@ -89,6 +90,7 @@ class Workshop:
     batches: Callable[[], Iterable[Batch]]
     data: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_classes: int | None = None
     folder: Path | None = None
     progress: Progress = _silent
 

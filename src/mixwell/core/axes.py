@@ -7,7 +7,7 @@ pixels and hidden maps alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
@@ -111,6 +111,15 @@ class Scene:
     views: Views | None = None
     site: str | None = None
     clock: Clock = field(default_factory=Clock)
+    _found: dict[nn.Module, Any] | None = field(default=None, init=False, repr=False)
+
+    def once(self, owner: nn.Module, find: Callable[[], Any]) -> Any:
+        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module."""
+        if self._found is None:
+            self._found = {}
+        if owner not in self._found:
+            self._found[owner] = find()
+        return self._found[owner]
 
 
 @dataclass(eq=False)
@@ -253,6 +262,8 @@ class Blend(Piece):
         aligned: whether every pixel of a mix comes from the same place of its sources; not where images are resized,
             moved or stacked.
         by_channel: whether channels of one pixel may come from different sources.
+        shows_shares: whether label shares are the shares that are shown; not where they follow saliency.
+        exact: whether its mixes are made of the sources' own values; not where a network renders them.
     """
 
     slot = Slot.BLEND
@@ -263,6 +274,8 @@ class Blend(Piece):
     grid: bool = True
     aligned: bool = True
     by_channel: bool = False
+    shows_shares: bool = True
+    exact: bool = True
 
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
@@ -324,9 +337,14 @@ class Place(Piece):
 
 
 class Label(Piece):
-    """What is the truth about it?"""
+    """What is the truth about it?
+
+    Attributes:
+        breaks: what the label shares no longer have, though the blend gives it.
+    """
 
     slot = Slot.LABEL
+    breaks: frozenset[Need] = frozenset()
 
     def targets(self, step: Step) -> Targets:
         """The labels of the mixed rows."""

@@ -43,7 +43,7 @@ def check_images(images: object, values: bool) -> None:
         )
     if images.ndim < 2 or images.shape[0] == 0:
         raise BatchError(f"images must be (B, ...) with at least one row, got shape {tuple(images.shape)}.")
-    if values and images.numel() and not torch.isfinite(torch.stack(torch.aminmax(images.detach()))).all():
+    if values and images.numel() and not all(torch.isfinite(end) for end in torch.aminmax(images.detach())):
         raise BatchError("images contain NaN or infinite values. Check the loader and the normalisation (a std of 0?).")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
-from mixwell.core.axes import Blend, Need, Pairing, Piece, SelfBlend, Slot, Term
+from mixwell.core.axes import Blend, Label, Need, Pairing, Piece, SelfBlend, Slot, Term
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
@@ -15,6 +15,8 @@ __all__ = ["LOSS_SLOTS", "Chosen", "Option", "compose"]
 
 LOSS_SLOTS = frozenset({Slot.CRITERION, Slot.TERM, Slot.WRAPPER})
 _WITHOUT_MIXING = LOSS_SLOTS | {Slot.SELF, Slot.STATISTICS}
+_PLAIN = frozenset({Need.SIMPLEX, Need.OWN_ROW})
+"""What labels have that nothing mixed, for criteria; other parts of the loss that need it are about mixes."""
 
 
 @dataclass(eq=False)
@@ -206,7 +208,8 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
     alone = chosen.pieces.get(Slot.SELF)
     met = alone.gives if isinstance(alone, SelfBlend) else frozenset()
     if not isinstance(blend, Blend):
-        if piece.slot in LOSS_SLOTS and piece.needs <= met:
+        plain = _PLAIN if piece.slot is Slot.CRITERION else frozenset()
+        if piece.slot in LOSS_SLOTS and piece.needs <= met | plain:
             return ""
         return (
             f"decides the {piece.slot.value}, but nothing in this recipe mixes images. Add a sample policy, such as "
@@ -232,6 +235,13 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
         return (
             f"needs {Need.PAIR.value}, but {chosen.owners[cast(Piece, statistics)]} adds the labels of further rows. "
             "Take one of them."
+        )
+    label = chosen.pieces.get(Slot.LABEL)
+    broken = label.breaks if isinstance(label, Label) and piece.slot in LOSS_SLOTS else frozenset()
+    if broken & piece.needs:
+        return (
+            f"needs {' and '.join(sorted(need.value for need in broken & piece.needs))}, which the labels of "
+            f"{chosen.owners[cast(Piece, label)]} do not have. Take one of them."
         )
     missing = piece.needs - blend.gives - met
     if missing:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixwell.core.axes import Criterion
+from mixwell.core.axes import Criterion, Need
 from mixwell.core.errors import BatchError, ParameterError, closest
 from mixwell.core.targets import Targets
 
@@ -60,11 +60,13 @@ class SoftCrossEntropy(Criterion):
 
 
 class BinaryCrossEntropy(Criterion):
-    """Sigmoid cross-entropy of every class against the label shares, the mean over classes; also for multi-label."""
+    """Sigmoid cross-entropy of every class: Σ_k w_k · BCE(z, y_k), the mean over classes; also for multi-label."""
 
     def rows(self, logits: Float[Tensor, "r c"], targets: Targets) -> Float[Tensor, " r"]:
         wanted = targets.dense(logits.shape[1], self.smoothing).to(torch.float32)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
+        scores = logits.float()
+        total = 1.0 if targets.soft is not None else targets.total[:, None]
+        loss = F.softplus(scores) * total - scores * wanted
         return (loss if self.class_weights is None else loss * self.class_weights.to(loss.device)).mean(1)
 
 
@@ -81,6 +83,7 @@ def softmax_bce(logits: Float[Tensor, "r c"], wanted: Float[Tensor, "r c"]) -> F
 class SoftmaxBinaryCrossEntropy(Criterion):
     """`softmax_bce` against the label shares."""
 
+    needs = frozenset({Need.SIMPLEX})
     weightable = False
 
     def rows(self, logits: Float[Tensor, "r c"], targets: Targets) -> Float[Tensor, " r"]:

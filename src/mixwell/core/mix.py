@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mixwell.core.batch import Batch
-from mixwell.core.targets import Targets
+from mixwell.core.targets import Targets, summed
 
 __all__ = ["Mix", "Partners", "layout_of", "onto", "with_rest"]
 
@@ -164,8 +164,7 @@ class Mix:
 
     def share(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "r ..."]:
         """Mix what has no pixel grid (class tokens, embeddings): the sources' sum, weighted by the label shares."""
-        parts = x[self.sources]
-        return torch.einsum("rk,rk...->r...", self.weights.to(x.dtype), parts)
+        return summed(x, self.sources, self.weights)
 
     def targets(self, weights: Float[Tensor, "r k"] | None = None) -> Targets:
         """The labels of the mix, with its own shares or with `weights`."""

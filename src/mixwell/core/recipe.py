@@ -186,6 +186,8 @@ class _Option(Policy):
             for where in self.statistics.sites(draws.of.get(self.statistics)):
                 edits[where] = self._change_of(where, scene, mixes, met, moments, len(views), edits.get(where))
         images = mixed(views) if site is None else _joined(views)
+        if self.view_wants:
+            _ = looks.logits  # before the training pass moves the statistics of normalisations
         outputs = probe.run(images, wants=self.wants, edits=edits, head=head, call=model)
         if len(mixes) != 1:
             raise IncompatibleRecipe(
@@ -413,7 +415,7 @@ class Recipe(nn.Module):
         def of_here() -> Iterator[Batch]:
             return (self._batch(batch, None) for batch in batches())
 
-        workshop = Workshop(of_here, data, torch.device(device))
+        workshop = Workshop(of_here, data, torch.device(device), self.num_classes)
         if progress is not None:
             workshop.progress = progress
         for piece in self.modules():  # also those of recipes inside pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -37,7 +38,8 @@ class FineGrained(Saliency):
     """
 
     def maps(self, scene: Scene) -> Float[Tensor, "b h w"]:
-        return fine_grained((scene.batch.raw.detach().clamp(0, 1) * 255).round().to(torch.uint8)).float()
+        batch = replace(scene.batch, images=scene.batch.images.detach().float())  # half precision has other levels
+        return fine_grained((batch.raw.clamp(0, 1) * 255).round().to(torch.uint8)).float()
 
 
 class SpectralResidual(Saliency):

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from mixwell.core.errors import BatchError
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "summed"]
+
+
+def summed(
+    x: Float[Tensor, "p ..."], sources: Int[Tensor, "r k"], weights: Float[Tensor, "r k"]
+) -> Float[Tensor, "r ..."]:
+    """Σ_k weights_rk · x[sources_rk], in the dtype of x; without a copy per row where all rows have equal sources."""
+    if sources.stride(0) == 0:
+        return torch.einsum("rk,k...->r...", weights.to(x.dtype), x[sources[0]])
+    return torch.einsum("rk,rk...->r...", weights.to(x.dtype), x[sources])
 
 
 @dataclass(eq=False)
@@ -86,7 +95,7 @@ class Targets:
                 )
             rows = self.weights.new_zeros(len(self), count).scatter_add_(1, self.classes, self.weights)
         else:
-            rows = torch.einsum("rk,rk...->r...", self.weights.to(self.pool.dtype), self.pool[self.sources])
+            rows = summed(self.pool, self.sources, self.weights)
         if smoothing:
             rows = rows * (1 - smoothing) + smoothing / rows.shape[-1] * self.total[:, None].to(rows.dtype)
         return rows

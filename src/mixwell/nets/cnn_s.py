@@ -31,7 +31,7 @@ class CNNS(nn.Module):
         self.layer3 = _Block(2 * width, 4 * width, stride=2)
         self.fc = nn.Linear(4 * width, num_classes)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "r classes"]:
         features = self.layer3(self.layer2(self.layer1(self.stem(images))))
         logits: Tensor = self.fc(features.mean((2, 3)))
         return logits

@@ -75,7 +75,7 @@ class PreActResNet(nn.Module):
         self.bn = nn.BatchNorm2d(8 * width)
         self.fc = nn.Linear(8 * width, num_classes)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "r classes"]:
         stream = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         logits: Tensor = self.fc(F.relu(self.bn(stream)).mean((2, 3)))
         return logits

@@ -47,7 +47,7 @@ class WideResNet(nn.Module):
         self.bn = nn.BatchNorm2d(64 * width)
         self.fc = nn.Linear(64 * width, num_classes)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "r classes"]:
         stream = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         logits: Tensor = self.fc(F.relu(self.bn(stream)).mean((2, 3)))
         return logits

@@ -1,7 +1,7 @@
 """Rectangles: half-open (top, bottom, left, right), one per row, without a loop.
 
 Boxes follow from numbers that are drawn on the host, so they are computed there, as arrays; only masks live on a
-device.
+device, and boxes around places that only the device knows (`boxes_at`, `kept`, `scaled`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,24 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from mixwell.core.mix import with_rest
+from mixwell.core.mix import onto, with_rest
 
-__all__ = ["all_but", "area_of", "boxes_around", "boxes_between", "boxes_of", "boxes_within", "outside", "pair_masks"]
+__all__ = [
+    "all_but",
+    "area_of",
+    "boxes_around",
+    "boxes_at",
+    "boxes_between",
+    "boxes_of",
+    "boxes_within",
+    "kept",
+    "outside",
+    "pair_masks",
+    "scaled",
+]
 
 
 def boxes_of(
@@ -110,3 +122,34 @@ def pair_masks(
 ) -> Float[Tensor, "b 2 h w"]:
     """What is outside each box, and what is inside."""
     return with_rest(outside(boxes, size, device))
+
+
+def boxes_at(centres: Int[Tensor, "b 2"], cuts: Float[np.ndarray, " #b"], size: tuple[int, int]) -> Int[Tensor, "b 4"]:
+    """Boxes (top, bottom, left, right), half-open, with sides of 2·(⌊side·cut⌋ // 2) around given centres, clipped.
+
+    Args:
+        centres: (B, 2) row and column, on the device.
+        cuts: (B,) or (1,) share of the map's sides, ≥ 0.
+        size: height and width of the map.
+    """
+    extent = np.array(size)
+    half = onto((cuts[:, None] * (extent * 0.5)).astype(np.int64), centres)
+    low, high = (centres - half).clamp_min(0), torch.minimum(centres + half, onto(extent, centres))
+    return torch.stack((low, high), 2).flatten(1)
+
+
+def kept(boxes: Int[Tensor, "b 4"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
+    """M: 1 outside each box, 0 inside, in fp32."""
+    edges = boxes[:, :, None]
+    inside = []
+    for axis, side in enumerate(size):
+        place = torch.arange(side, device=boxes.device)
+        inside.append(((place >= edges[:, 2 * axis]) & (place < edges[:, 2 * axis + 1])).float())
+    rows, columns = inside
+    return all_but(rows, columns)
+
+
+def scaled(places: Int[Tensor, "b 2"], size: tuple[int, int], new: tuple[int, int]) -> Int[Tensor, "b 2"]:
+    """The pixel on which the middle of a place falls at another resolution."""
+    axes = [(2 * places[:, axis] + 1) * new[axis] // (2 * size[axis]) for axis in (0, 1)]
+    return torch.stack(axes, 1)

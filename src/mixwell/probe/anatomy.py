@@ -300,7 +300,7 @@ class Anatomy:
         return () if self.example is None else _traced_stages(self.net, self.example)
 
 
-def _entries(info: object) -> Sequence[Mapping[str, str]]:
+def _entries(info: object) -> Sequence[Mapping[str, Any]]:
     """timm's description of a network's stages, whichever form it has."""
     entries = getattr(info, "info", info)
     return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, Sequence) else []

@@ -80,13 +80,15 @@ class Views:
             )
         labels, offset = self.batch.labels, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().float()
         if labels.is_floating_point():
-            chosen, shift = labels.float() @ weight, labels.float() @ offset
+            with torch.autocast(maps.device.type, enabled=False):
+                chosen, shift = labels.float() @ weight, labels.float() @ offset
         else:
             chosen, shift = weight[labels.long()], offset[labels.long()]
-        return torch.einsum("bc,bchw->bhw", chosen, maps.relu()) + shift[:, None, None]
+        with torch.autocast(maps.device.type, enabled=False):
+            return torch.einsum("bc,bchw->bhw", chosen, maps.relu()) + shift[:, None, None]
 
     def __getitem__(self, want: Want) -> Tensor:
-        if want not in self._answers().seen:
+        if self._outputs is None or want not in self._outputs.seen:
             self.wants |= {want}
             self._outputs = None
         return self._answers()[want]

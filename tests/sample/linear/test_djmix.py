@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mixwell
 from mixwell.core.axes import Need, Scene
 from mixwell.nets.vq import vq_autoencoder
-from mixwell.sample.linear.djmix import Frozen, VQReconstruction
+from mixwell.sample.linear.djmix import VQReconstruction
 
 PIXELS = mixwell.Pixels((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 SMALL = "channels=4, codes=8, dim=4, epochs=1"
@@ -141,7 +141,7 @@ def test_the_auto_encoder_moves_with_the_recipe():
 
 def test_a_function_that_changes_the_shape_is_told():
     with pytest.raises(mixwell.BatchError, match=r"expected \(2, 3, 8, 8\), got \(2, 1, 8, 8\)"):
-        Frozen(lambda pixels: pixels[:, :1])(torch.rand(2, 3, 8, 8))
+        views_of(recipe_of(autoencoder=lambda pixels: pixels[:, :1]), images_of(2, 8, 8), np.zeros(2))
 
 
 def test_it_is_made_once_of_raw_pixels_and_loaded_after(own_cache: Path, cnn):

@@ -199,7 +199,7 @@ class LocalGrid(Term):
         names = anatomy.stages if self.stage is None else (anatomy.site(self.stage).name,)
         wants = [Want("features", name) for name in names]
         with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net).run(example, wants=wants)
+            seen = Probe(anatomy.net, example).run(example, wants=wants)
         found = [want for want in wants if min(seen[want].shape[2:]) >= self.n]
         if not found:
             sizes = ", ".join(f"{want.site} has {seen[want].shape[2]}×{seen[want].shape[3]}" for want in wants)

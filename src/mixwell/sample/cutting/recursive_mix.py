@@ -188,6 +188,13 @@ class PasteHistory(Blend):
             shown = pair_masks(boxes, size, images.device).expand(rows, -1, -1, -1)
             return torch.cat((shown, _alone(len(images) - rows, images)))
 
+        def origins(mix: Mix) -> Tensor:
+            """Of an old image, which was mixed itself, all is seen."""
+            keep = outside(boxes, size, images.device).expand(rows, -1, -1, -1)
+            keep = torch.cat((keep, torch.ones_like(images[rows:, :1], dtype=keep.dtype)))
+            seen = onto(area > 0, images)[:, None, None, None]
+            return torch.cat((keep, seen.to(keep.dtype).expand_as(keep)), 1)
+
         labels = pool if pool.is_floating_point() else F.one_hot(pool.long(), wide).to(past.labels.dtype)
         own = torch.arange(len(images), device=images.device)
         return PastedMix(
@@ -198,6 +205,7 @@ class PasteHistory(Blend):
             apply,
             area=torch.from_numpy(1 - area),
             make_masks=masks,
+            make_origins=origins,
             boxes=boxes,
             said=past.logits[:rows],
         )
@@ -254,7 +262,7 @@ class RoIConsistency(Term):
         """
         example = anatomy.example_for("The boxes' classifier")
         with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net).run(example, wants=[self._map])
+            seen = Probe(anatomy.net, example).run(example, wants=[self._map])
         shown = seen[self._map]
         self.head = nn.Linear(shown.shape[1], seen.logits.shape[-1], device=shown.device, dtype=shown.dtype)
 

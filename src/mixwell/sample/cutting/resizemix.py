@@ -200,8 +200,13 @@ class ResizedPaste(Blend):
         def masks(mix: Mix) -> Tensor:
             return pair_masks(boxes, size, images.device)
 
+        def origins(mix: Mix) -> Tensor:
+            keep = outside(boxes, size, images.device)
+            seen = onto(boxes[:, 0] < boxes[:, 1], images)[:, None, None, None]  # all of the partner, or nothing
+            return torch.cat((keep, seen.to(keep.dtype).expand_as(keep)), 1)
+
         mixed = paste(images, partners, scales, boxes, self.interpolation)
-        return Mix.of_pair(mixed, partners, own, apply, lam=lam, area=own, make_masks=masks)
+        return Mix.of_pair(mixed, partners, own, apply, lam=lam, area=own, make_masks=masks, make_origins=origins)
 
 
 @method("resizemix", section="1.3", paper="2012.11101", venue="CVMJ 2023")

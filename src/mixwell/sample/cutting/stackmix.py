@@ -91,6 +91,11 @@ class Stack(Blend):
             nothing = torch.zeros_like(shown)
             return torch.cat((both(shown, nothing), both(nothing, shown[other])), 1)
 
+        def origins(mix: Mix) -> Tensor:
+            seen = first.weights[:, :, None, None] if first.origins is None else first.origins
+            seen = seen.expand(len(other), *seen.shape[1:])
+            return torch.cat((seen, seen[other]), 1)
+
         return Mix(
             both(first.images, first.images.index_select(0, other)),
             torch.cat((first.sources, first.sources[other]), 1),
@@ -98,6 +103,7 @@ class Stack(Blend):
             first.pool,
             apply,
             make_masks=masks,
+            make_origins=origins,
         )
 
     def eval_images(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:

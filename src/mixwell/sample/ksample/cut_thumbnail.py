@@ -44,6 +44,7 @@ __all__ = [
     "placed",
     "thumbnail",
     "visible_masks",
+    "visible_origins",
 ]
 
 Resize = Literal["nearest", "bilinear"]
@@ -128,6 +129,24 @@ def visible_masks(
     return torch.cat((free, *reversed(shown)), 1)
 
 
+def visible_origins(
+    boxes: Sequence[Int64[np.ndarray, "b 4"]], size: tuple[int, int], device: torch.device | None = None
+) -> Float[Tensor, "b k h w"]:
+    """What of each source's own image `visible_masks` show, in the place that it has there."""
+    shown = visible_masks(boxes, size, device)
+    seen = [shown[:, :1]]
+    for which, at in enumerate(boxes, 1):
+        mask = shown[:, which : which + 1]
+        for axis, side in enumerate(size):
+            low, high = at[:, 2 * axis, None], at[:, 2 * axis + 1, None]
+            # The thumbnail's line that stands for each line of the image.
+            lines = onto(low + ((np.arange(side) + 1) * (high - low) - 1) // side, shown)
+            index = lines[:, None, :, None] if axis == 0 else lines[:, None, None, :]
+            mask = mask.gather(2 + axis, index.expand(mask.shape))
+        seen.append(mask)
+    return torch.cat(seen, 1)
+
+
 def _corners(rows: int, count: int, per: Per, rng: Generator) -> np.ndarray:
     return rng.random((1 if per == "batch" else rows, count, 2))
 
@@ -175,10 +194,13 @@ class Thumbnails(Blend):
         def masks(mix: Mix) -> Tensor:
             return visible_masks(boxes(size), size, images.device)
 
+        def origins(mix: Mix) -> Tensor:
+            return visible_origins(boxes(size), size, images.device)
+
         size = (images.shape[2], images.shape[3])
         if self.partners == 1:
             own = torch.from_numpy(1 - area_of(boxes(size)[0][:1], size))
-            return Mix.of_pair(apply(images), partners, own, apply, area=own, make_masks=masks)
+            return Mix.of_pair(apply(images), partners, own, apply, area=own, make_masks=masks, make_origins=origins)
         shown = visible_masks(boxes(size), size, images.device)
         shares = shown.mean((2, 3)).expand(len(images), -1)
         return Mix(
@@ -189,6 +211,7 @@ class Thumbnails(Blend):
             apply,
             area=shares[:, 0],
             make_masks=lambda mix: shown,
+            make_origins=origins,
         )
 
 

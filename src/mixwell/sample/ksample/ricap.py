@@ -24,7 +24,8 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from numpy.random import Generator
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from mixwell.core.errors import ParameterError, number_in
 from mixwell.core.mix import Mix, Partners, onto
 from mixwell.core.plain import Permutation
 from mixwell.core.registry import Pieces, method
+from mixwell.ops.boxes import boxes_between, outside
 from mixwell.ops.corners import corner_areas, corner_masks, corner_points, crop_shifts, patched, stitched
 
 __all__ = ["CornerDraws", "FourCorners", "Stitch"]
@@ -102,8 +104,22 @@ class FourCorners(Blend):
         def masks(mix: Mix) -> Tensor:
             return corner_masks(points, size, images.device)
 
+        def origins(mix: Mix) -> Tensor:
+            crops = _crop_boxes(points, crop_shifts(points, draws.crops, size), size)
+            return 1 - outside(crops, size, images.device).view(len(points), 4, *size)
+
         areas = corner_areas(points, size).astype(np.float32)
-        return _of_four(apply(images), partners, areas, apply=apply, make_masks=masks)
+        return _of_four(apply(images), partners, areas, apply=apply, make_masks=masks, make_origins=origins)
+
+
+def _crop_boxes(
+    points: Int64[np.ndarray, "b 2"], shifts: Int64[np.ndarray, "b 4 2"], size: tuple[int, int]
+) -> Int64[np.ndarray, "n 4"]:
+    """Where in its source each corner's crop lies."""
+    after = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    low = points[:, None] * after + shifts
+    high = np.where(after, size, points[:, None]) + shifts
+    return boxes_between(low.reshape(-1, 2), high.reshape(-1, 2))
 
 
 class Stitch(Blend):
@@ -127,8 +143,11 @@ class Stitch(Blend):
             height, width = images.shape[2:]
             return _halved(corner_masks(np.array([[height, width]]), (2 * height, 2 * width), images.device))
 
+        def origins(mix: Mix) -> Tensor:
+            return torch.ones(1, 4, 1, 1, device=images.device)
+
         areas = np.full((1, 4), 0.25, np.float32)
-        return _of_four(apply(images), partners, areas, apply=apply, make_masks=masks)
+        return _of_four(apply(images), partners, areas, apply=apply, make_masks=masks, make_origins=origins)
 
 
 def _four(partners: Partners, x: Tensor) -> list[Tensor]:

@@ -34,10 +34,11 @@ from mixwell.core.mix import onto
 from mixwell.core.registry import Pieces, method
 from mixwell.core.rng import key_of, seeded
 from mixwell.core.targets import Targets
+from mixwell.nets.frozen import Frozen
 from mixwell.nets.vq import VQAutoEncoder, train_vq, vq_autoencoder
 from mixwell.sample.linear.augmix import JensenShannon
 
-__all__ = ["BothViews", "Frozen", "VQReconstruction", "with_itself"]
+__all__ = ["BothViews", "VQReconstruction", "with_itself"]
 
 
 def with_itself(
@@ -52,36 +53,6 @@ def with_itself(
     """
     weight = onto(1 - lam, images).to(images.dtype).view(-1, *(1,) * (images.ndim - 1))
     return torch.lerp(images, reconstruction.to(images.dtype), weight)
-
-
-class Frozen(nn.Module):
-    """A function of images that is never trained: always in evaluation mode, without gradient and autocast.
-
-    Args:
-        function: (B, C, H, W) → (B, C, H, W); a module's parameters are frozen.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Of images in the precision of the function's parameters, or in fp32 where it has none."""
-        like = next(self.parameters(), None)
-        with torch.autocast(images.device.type, enabled=False):
-            made = self.function(images.to(torch.float32 if like is None else like.dtype))
-        if made.shape != images.shape:
-            raise BatchError(
-                f"An auto-encoder must return images of the shape that it got: expected {tuple(images.shape)}, got "
-                f"{tuple(made.shape)}."
-            )
-        return made
 
 
 class VQReconstruction(SelfBlend):
@@ -170,7 +141,7 @@ class VQReconstruction(SelfBlend):
         Raises:
             MixwellError: there is no auto-encoder yet.
             BatchError: the images have no pixel grid, other channels than the auto-encoder's, or no known
-                normalisation.
+                normalisation; or the auto-encoder changes their shape.
         """
         batch = scene.batch
         if self.autoencoder is None:
@@ -185,6 +156,11 @@ class VQReconstruction(SelfBlend):
                 "a recipe such as mixup."
             )
         made = self.autoencoder(batch.raw)
+        if made.shape != batch.images.shape:
+            raise BatchError(
+                "An auto-encoder must return images of the shape that it got: expected "
+                f"{tuple(batch.images.shape)}, got {tuple(made.shape)}."
+            )
         assert batch.pixels is not None, "raw pixels are known"
         mixed = with_itself(batch.images, batch.pixels.normalise(made), draws)
         return (batch.images, mixed) if self.first == "clean" else (mixed, batch.images)
