@@ -76,7 +76,7 @@ def test_nothing_mixed_shows_images_alone(cnn: Net) -> None:
 
 def test_a_mix_inside_the_network_shows_its_maps(cnn: Net) -> None:
     found = made("manifold_mixup(sites=(0, 2))", cnn)
-    assert "after layer2" in found.note
+    assert "at layer2" in found.note
     for example in found.examples:
         seen = frames(example)
         assert list(seen) == ["image", "partner", "image’s map", "partner’s map", "mixed map"]
