@@ -75,6 +75,13 @@ OFFICIAL: dict[str, tuple[float | None, float | None]] = {
     "cut_thumbnail": (None, None),
     "cut_thumbnail(per=batch)": (7.5, 2.9),
     "random_mix": (None, None),
+    "saliencymix": (370, 65),
+    "saliencymix(per=batch)": (7.0, 5.8),
+    "guided_mixup(prob=1.0)": (154, 76),
+    "snapmix": (None, None),
+    "snapmix(per=batch)": (101, 11.5),
+    "saliency_grafting": (None, None),
+    "comixup": (4046, 200),
 }
 """What the authors' code costs in lerps at 32 and 224 pixels, the least that was seen; None where there is none."""
 BARS_OF_METHODS = {
@@ -144,30 +151,38 @@ def entries(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
 
 
 def policies(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """The sample policy of every method: draws, images of all views, sources and weights; without a network."""
+    """The sample policy of every method: draws, images of all views, sources and weights.
+
+    What a method sees through a network is at hand, and costs nothing here; see benchmarks.steps for what that takes.
+    """
     import torch
 
     import mixwell
     from mixwell.core.rng import Streams
+    from mixwell.nets import create_net
 
     x = torch.randn(shape)
     batch = mixwell.Batch(x, torch.randint(CLASSES, (shape[0],)), mixwell.Pixels((0.5,), (0.25,)))
     found: dict[str, Callable[[], object]] = {"lerp": lambda: torch.lerp(x, x.flip(0), 0.3)}
     steps = itertools.count()
+    net = create_net("cnn-s", CLASSES)
+    looks = mixwell.Views(mixwell.Probe(net, x), batch)  # which keeps what it saw, so that no row pays for the network
+    outputs = mixwell.Outputs(x.new_zeros(len(batch), CLASSES))
 
     def policy(text: str) -> Callable[[], object]:
         recipe = mixwell.create(text, CLASSES, pixels=batch.pixels)
         streams = Streams(0)
+        recipe.bind(net, x[:2])
 
         def call() -> object:
             clock = mixwell.Clock(next(steps))
             option = recipe._option(clock)
-            scene = mixwell.Scene(batch, option.draw(len(batch), streams, clock.step), clock=clock)
+            scene = mixwell.Scene(batch, option.draw(len(batch), streams, clock.step), looks, clock=clock)
             first, *others = option.views(scene)
             mix = option.mix(first, scene)
             views = [mix.apply(view) for view in others]
+            option.label.targets(mixwell.Step(scene, mix, outputs))
             if text.startswith("recursive_mix"):  # the next call pastes this one
-                outputs = mixwell.Outputs(x.new_zeros(len(batch), CLASSES))
                 option.blend.observe(mixwell.Step(scene, mix, outputs))
             return mix, views
 

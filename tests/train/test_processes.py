@@ -47,7 +47,12 @@ def stopping(self, model, clock=None):
 
 Trainee.forward, Recipe.after_step = spy, stopping
 common = dict(data="digits", data_options={"size": 16, "channels": 1}, epochs=2, threads=1, lr=0.05)
-for name, recipe in {"plain": "cutmix", "owned": "0.5*none | 0.5*(mixup + owned_head)"}.items():
+recipes = {
+    "plain": "cutmix",
+    "owned": "0.5*none | 0.5*(mixup + owned_head)",
+    "hidden": "0.4*(patchup(prob=1.0) + mixstyle(prob=1.0)) | 0.3*gradsalmix(prob=1.0) | 0.3*(cutmix + moex)",
+}
+for name, recipe in recipes.items():
     until = 1.5 if name == "owned" else None
     for out, at in ((name, None), (f"{name}-resumed", 9)):
         config = TrainConfig(recipe=recipe, out=Path(out), checkpoint_steps=4, mix_until=until, **common)
@@ -91,7 +96,7 @@ def ranks(tmp_path_factory):
     return read
 
 
-@pytest.mark.parametrize("name", ["plain", "owned"])
+@pytest.mark.parametrize("name", ["plain", "owned", "hidden"])
 def test_two_processes_mix_differently_and_keep_equal_weights(ranks, name):
     one, two = ranks(name)
     assert len(one["mixes"]) == len(two["mixes"]) == 14
@@ -113,7 +118,7 @@ def test_an_owned_head_is_trained_alike_though_half_of_the_batches_do_not_use_it
     assert [a.shape for a in one["mixes"]] == [b.shape for b in two["mixes"]]
 
 
-@pytest.mark.parametrize("name", ["plain", "owned"])
+@pytest.mark.parametrize("name", ["plain", "owned", "hidden"])
 def test_two_processes_resume_to_the_same_bits(ranks, name):
     whole, resumed = ranks(name)[1], ranks(f"{name}-resumed")[1]
     assert len(resumed["mixes"]) < len(whole["mixes"])

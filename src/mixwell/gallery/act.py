@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mixwell.core.axes import Piece, Step
+from mixwell.core.axes import Piece, Scene, Step
 from mixwell.core.batch import Batch, Pixels
 from mixwell.core.clock import Clock
 from mixwell.core.errors import BatchError
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
+from mixwell.core.saliency import Saliency
 from mixwell.nets import create_net
 from mixwell.probe import Probe, Want
 from mixwell.probe.trace import untouched
@@ -43,6 +44,7 @@ class Shown:
         site: the hidden site of the mix, or None for the input.
         clean: (B, D, h, w) maps of the images themselves at `site` and at those of `moments`.
         moments: (R, D, h, w) maps with other moments, by site.
+        saliency: (B, h, w) ≥ 0, where the recipe found the images salient; None where it does not look.
     """
 
     recipe: str
@@ -53,6 +55,7 @@ class Shown:
     site: str | None = None
     clean: Mapping[str, Float[Tensor, "b d h w"]] = field(default_factory=dict)
     moments: Mapping[str, Float[Tensor, "r d h w"]] = field(default_factory=dict)
+    saliency: Float[Tensor, "b h w"] | None = None
 
 
 class _Watcher(Piece):
@@ -175,12 +178,23 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
         site=site,
         clean={name: seen[want] for name, want in wants.items()},
         moments={name: found[rows] for name, found in step.moments.items()},
+        saliency=_saliency(option, step.scene),
     )
     if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
         return inside
     masks = masks.detach().expand(len(mix.images), -1, -1, -1)[rows]
     ids = mix.pool.argmax(1) if mix.pool.is_floating_point() else mix.pool  # the likeliest class of soft labels
     return replace(inside, masks=masks, classes=ids[mix.sources][rows])
+
+
+def _saliency(option: Any, scene: Scene) -> Tensor | None:
+    """The maps of the first source among the pieces; else the size of a gradient that one of them asked for."""
+    for part in option.modules():
+        if isinstance(part, Saliency):
+            return part.maps(scene)
+    wants = () if scene.views is None else sorted(scene.views.wants, key=str)
+    gradients = [scene.views[want] for want in wants if want.kind == "gradient" and scene.views is not None]
+    return gradients[0].float().abs().sum(1) if gradients else None
 
 
 def _clock_of(recipe: Recipe, rows: int) -> Clock:

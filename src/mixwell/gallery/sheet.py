@@ -44,8 +44,8 @@ def sheet(
     """Draw what recipes make of images, and save it if a path is given.
 
     A recipe is a row of mixes, each over a bar with every class's label share; rows of further views and of masks,
-    coloured by source, follow where there are any. What happens to hidden maps is shown as 9 channels of the
-    images' own maps and, below, of what became of them.
+    coloured by source, follow where there are any, and a row of saliency goes before where the recipe looks for it.
+    What happens to hidden maps is shown as 9 channels of the images' own maps and, below, of what became of them.
 
     Args:
         recipes: texts, as `mixwell.create` takes them.
@@ -97,14 +97,19 @@ def _rows(shown: Shown, draw: _Cells, across: bool) -> list[Row]:
     hidden = [row for site, maps in (inside | dict(shown.moments)).items() for row in _inside(shown, site, maps, draw)]
     if across:
         return hidden[1:2] or [(shown.recipe, draw.mixes(shown.images[-1], shown.shares))]
+    salient: list[Row] = []
+    if shown.saliency is not None:
+        most = shown.saliency.amax((1, 2), keepdim=True).clamp_min(1e-30)
+        no_label = torch.zeros(len(most), shown.shares.shape[1])
+        salient = [("saliency", draw.mixes((shown.saliency / most)[:, None], no_label))]
     if shown.site is not None:
-        return hidden
-    rows = [
+        return salient + hidden
+    rows = salient + [
         (shown.recipe if i == 1 else f"view {i}", draw.mixes(view, shown.shares))
         for i, view in enumerate(shown.images, 1)
     ]
     if hidden:
-        return [*(rows if len(rows) > 1 else []), *hidden]
+        return [*(rows if len(shown.images) > 1 else []), *hidden]
     if shown.masks is not None and shown.classes is not None:
         rows.append(("masks", draw.masks(shown.masks, shown.classes)))
     return rows

@@ -108,7 +108,7 @@ def block_side(size: tuple[int, int], blocks: int) -> int:
     side = min(divisors, key=lambda side: max(side / wanted, wanted / side))
     if h * w // side**2 > _MOST_BLOCKS:
         raise BatchError(
-            f"puzzlemix cuts images into equal square blocks: expected about {blocks} along the shorter side, but an "
+            f"Images are cut into equal square blocks: expected about {blocks} along the shorter side, but an "
             f"image of {h}×{w} only divides into squares of {', '.join(map(str, divisors))} pixels. "
             "Resize or crop the images to sides that are multiples of 16."
         )
