@@ -36,6 +36,8 @@ MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
 """Columns of the README's picture."""
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
+PICTURED = {"comixup": "beta=0.16"}
+"""Settings under which four photographs show what usual batches do."""
 SEEDS = 5_000
 """How many seeds are tried for one whose draws show something."""
 SIDE = 160
@@ -225,7 +227,7 @@ def pictured(slug: str) -> bool:
 def picture_text(slug: str) -> str:
     """The recipe of the picture: it always mixes, and in the network's first stage if it mixes hidden maps."""
     entry = mixwell.method_of(slug)
-    given = []
+    given = [PICTURED[slug]] if slug in PICTURED else []
     if entry.gate and entry.build().prob < 1:
         given.append(f"{entry.gate}=1.0")
     if "sites" in entry.parameters:
