@@ -82,6 +82,8 @@ OFFICIAL: dict[str, tuple[float | None, float | None]] = {
     "snapmix(per=batch)": (101, 11.5),
     "saliency_grafting": (None, None),
     "comixup": (4046, 200),
+    "lgcoamix(prob=1.0)": (7300, 1700),
+    "attentive_cutmix": (22, 0.6),
 }
 """What the authors' code costs in lerps at 32 and 224 pixels, the least that was seen; None where there is none."""
 BARS_OF_METHODS = {

@@ -112,12 +112,12 @@ def test_global_generators_are_neither_read_nor_changed(slug, recipe_for, networ
     assert seen[0] == seen[1]
 
 
-def test_mix_batch_leaves_global_generators_alone(slug, recipe_for, global_random_states):
+def test_mix_batch_leaves_global_generators_alone(slug, recipe_for, prepared, global_random_states):
     if any(option.beyond_images for option in recipe_for(slug).options):
         pytest.skip("acts inside the network or in the loss")
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     before = global_random_states()
-    first = recipe_for(slug).mix_batch(images, labels)[0]
+    first = prepared(recipe_for(slug), 3, (8, 8)).mix_batch(images, labels)[0]
     assert global_random_states() == before
     torch.manual_seed(99)
-    assert torch.equal(recipe_for(slug).mix_batch(images, labels)[0], first)
+    assert torch.equal(prepared(recipe_for(slug), 3, (8, 8)).mix_batch(images, labels)[0], first)

@@ -1,0 +1,276 @@
+"""A frozen classifier that methods look at images through: a small one, a finished run's, one of timm, or one's own.
+
+It is never trained: always in evaluation mode, in its own precision without autocast, and no part of its holder's
+parameters, so that neither optimisers nor checkpoints know it. It moves with its holder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from mixwell.core.artefacts import Workshop
+from mixwell.core.batch import Batch, Pixels
+from mixwell.core.errors import BatchError, MixwellError, ModelError, ParameterError
+from mixwell.core.rng import key_of, seeded
+from mixwell.nets.cnn_s import CNNS
+from mixwell.nets.factory import create_net
+from mixwell.nets.library import library
+from mixwell.probe import Outputs, Probe, Want
+
+__all__ = ["Pretrained", "train_classifier"]
+
+
+class Pretrained(nn.Module):
+    """A frozen classifier, there once it is prepared or given.
+
+    Gradients reach its images, never its parameters.
+
+    Args:
+        teacher: None for a `cnn-s` that `prepare` trains on the clean training images; the folder of a finished run on
+            such images; or a name of timm, whose network gets its pretrained weights, its own normalisation and size.
+        owner: the method that looks through it, for messages.
+        size: pixels of both sides at which it sees images; None for timm's own, else for the images' own.
+        epochs: passes of the small network's training.
+
+    Raises:
+        ParameterError: a number is out of range.
+    """
+
+    def __init__(self, teacher: str | None = None, *, owner: str, size: int | None = None, epochs: int = 5) -> None:
+        super().__init__()
+        if size is not None and size < 1:
+            raise ParameterError(f"teacher_size must be a whole number ≥ 1, or none for its own, got {size!r}.")
+        if epochs < 1:
+            raise ParameterError(f"teacher_epochs must be a whole number ≥ 1, got {epochs!r}.")
+        self.teacher, self.owner, self.epochs = teacher, owner, epochs
+        self._size = self._wanted_size = size
+        self._net: tuple[nn.Module] | None = None  # in a tuple it is no submodule
+        self._pixels: Pixels | None = None
+        self._channels: int | None = None
+        self._probe: Probe | None = None
+        self._own = False
+
+    def use(self, net: nn.Module, pixels: Pixels | None = None, size: int | None = None) -> None:
+        """Take this network in place of one that `prepare` makes; it is frozen.
+
+        Args:
+            net: images → logits.
+            pixels: how its images are normalised; None: as those of the recipe.
+            size: pixels of both sides of its images; None for any.
+        """
+        self._own = True
+        self._take(net, None, pixels, self._wanted_size or size)
+
+    def prepare(self, workshop: Workshop) -> None:
+        """Train or load the network, unless there is one of the user's own.
+
+        Raises:
+            ModelError: the name is unknown, there are no weights, or the run does not fit these images.
+        """
+        if self._own:
+            return
+        if self.teacher is None:
+            settings = {"classes": workshop.num_classes, "epochs": self.epochs, "size": self._size}
+            made = workshop.made("teacher", settings, lambda: self._trained(workshop))
+            small = _small(made["stem.0.weight"].shape[1], len(made["fc.bias"]))
+            small.load_state_dict(made)
+            self._take(small, made["stem.0.weight"].shape[1], None, self._size)
+        elif (Path(self.teacher).expanduser() / "run.json").is_file():
+            example = _first(workshop, "A teacher")
+            trained = _of_run(Path(self.teacher).expanduser(), example, _classes_of(workshop))
+            self._take(trained, example.images.shape[1], None, self._size)
+        else:
+            self._take(*_of_timm(self.teacher, self._size))
+        self.to(workshop.device)
+
+    def features(
+        self, images: Float[Tensor, "b c h w"], pixels: Pixels | None = None, site: int | str = -1
+    ) -> Float[Tensor, "b d y x"]:
+        """The map of a site in fp32; by default the last stage's. Differentiable in the images, as are `logits`.
+
+        Args:
+            images: normalised, of any floating dtype.
+            pixels: how; needed where the network has a normalisation of its own.
+            site: a stage's number or a module's name.
+
+        Raises:
+            MixwellError: there is no network yet.
+            BatchError: the images' normalisation is not known, or they have other channels than the network takes.
+            SiteError: the network has no such site.
+        """
+        want = Want("features", site)
+        return self._outputs(images, pixels, want)[want].float()
+
+    def logits(self, images: Float[Tensor, "b c h w"], pixels: Pixels | None = None) -> Float[Tensor, "b classes"]:
+        """What it says of the images, in fp32; arguments and errors as of `features`."""
+        return self._outputs(images, pixels).logits.float()
+
+    def _outputs(self, images: Tensor, pixels: Pixels | None, *wants: Want) -> Outputs:
+        if self._net is None:
+            raise MixwellError(
+                f"{self.owner} looks at images through a teacher network, and there is none yet. Call "
+                "recipe.prepare(batches, data) before training, which makes or loads it; `mixwell train` does so by "
+                "itself."
+            )
+        with torch.autocast(images.device.type, enabled=False):
+            shown = self._shown(images, pixels)
+            if self._probe is None:
+                self._probe = Probe(self._net[0], shown)
+            return self._probe.run(shown, wants=wants)
+
+    def _shown(self, images: Tensor, pixels: Pixels | None) -> Tensor:
+        """The images as the network takes them."""
+        assert self._net is not None, "it is checked before"
+        like = next(self._net[0].parameters(), None)
+        images = images.to(torch.float32 if like is None else like.dtype)
+        if self._pixels is not None:
+            if pixels is None:
+                raise BatchError(
+                    f"{self.owner}'s teacher normalises pixels in its own way, but the batch does not say how its "
+                    "images were normalised. Expected `pixels=Pixels(mean=..., std=...)` in the Batch or in "
+                    "mixwell.create(..., pixels=...)."
+                )
+            raw = pixels.raw(images)
+            grey = raw.shape[1] == 1
+            images = self._pixels.normalise(raw.expand(-1, len(self._pixels.mean), -1, -1) if grey else raw)
+        if self._channels is not None and images.shape[1] != self._channels:
+            raise BatchError(
+                f"{self.owner}'s teacher takes images of {self._channels} channels, got {tuple(images.shape)}. Prepare "
+                "the recipe with images like those."
+            )
+        return _resized(images, self._size).contiguous()
+
+    def _take(self, net: nn.Module, channels: int | None, pixels: Pixels | None, size: int | None) -> None:
+        self._net, self._probe = (net.requires_grad_(False).eval(),), None
+        self._channels, self._pixels, self._size = channels, pixels, size
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pretrained:
+        """Move the network too."""
+        if self._net is not None:
+            self._net[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _trained(self, workshop: Workshop) -> dict[str, Tensor]:
+        def batches() -> Iterable[tuple[Tensor, Tensor]]:
+            for batch in workshop.batches():
+                images = batch.images.to(workshop.device, torch.float32)
+                yield _resized(images, self._size), batch.labels.to(workshop.device)
+
+        def report(done: int) -> None:
+            workshop.progress("teacher", done, self.epochs)
+
+        net = _small(_first(workshop, "A teacher").images.shape[1], _classes_of(workshop)).to(workshop.device)
+        train_classifier(net, batches, self.epochs, progress=report)
+        return {name: value.cpu() for name, value in net.state_dict().items()}
+
+
+def train_classifier(
+    net: nn.Module,
+    batches: Callable[[], Iterable[tuple[Float[Tensor, "b c h w"], Shaped[Tensor, "b ..."]]]],
+    epochs: int,
+    lr: float = 1e-2,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Train in place by cross-entropy, with Adam and a rate that falls from epoch to epoch.
+
+    Args:
+        batches: called for each epoch's images and labels (class ids, or rows of class shares), on the network's
+            device.
+        epochs: passes.
+        lr: rate of the first epoch.
+        progress: called with the number of epochs that are done.
+
+    Raises:
+        MixwellError: the loss is not finite.
+    """
+    optimiser = torch.optim.Adam(net.parameters(), lr=lr)
+    net.train()
+    progress(0)
+    for epoch in range(epochs):
+        optimiser.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
+        for images, labels in batches():
+            twice = 2 if len(images) == 1 else 1  # BatchNorm has no statistics of a single place
+            images, labels = (torch.cat([x] * twice) for x in (images, labels))
+            optimiser.zero_grad()
+            loss = F.cross_entropy(net(images), labels if labels.is_floating_point() else labels.long())
+            torch.autograd.backward(loss)
+            optimiser.step()
+        if not torch.isfinite(loss):
+            raise MixwellError(
+                f"The teacher's loss is not finite after {epoch + 1} epochs. Check that images are finite and "
+                "normalised."
+            )
+        progress(epoch + 1)
+
+
+def _small(channels: int, classes: int) -> CNNS:
+    with seeded(key_of("teacher"), nn.Identity()):
+        return CNNS(classes, channels)
+
+
+def _resized(images: Float[Tensor, "b c h w"], size: int | None) -> Float[Tensor, "b c y x"]:
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def _first(workshop: Workshop, what: str) -> Batch:
+    batch = next(iter(workshop.batches()), None)
+    if batch is None:
+        raise MixwellError(f"{what} is fitted to training batches, but there are none. Give at least one.")
+    return batch
+
+
+def _classes_of(workshop: Workshop) -> int:
+    """How many classes the recipe has, or the labels speak of."""
+    if workshop.num_classes is not None:
+        return workshop.num_classes
+    labels = [batch.labels for batch in workshop.batches()]
+    return labels[0].shape[1] if labels[0].is_floating_point() else 1 + max(int(ids.max()) for ids in labels)
+
+
+def _of_run(folder: Path, example: Batch, classes: int) -> nn.Module:
+    """The trained network of a finished run."""
+    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    file = folder / "weights.safetensors"
+    if run.get("status") != "finished" or not file.is_file():
+        raise ModelError(
+            f"teacher: the run in {folder} is not finished. Finish it with the command that began it, or give another."
+        )
+    stored, config = file.read_bytes(), run["config"]
+    if hashlib.blake2b(stored, digest_size=16).hexdigest() != run["files"][file.name]:
+        raise ModelError(f"teacher: {file} is damaged: its checksum is not that of run.json. Restore it from a copy.")
+    _, channels, height, width = example.images.shape
+    net = create_net(
+        config["model"], classes, channels=channels, size=max(height, width), **config.get("model_options", {})
+    )
+    try:
+        net.load_state_dict(library("safetensors.torch").load(stored))
+    except RuntimeError as error:
+        raise ModelError(
+            f"teacher: the {config['model']} of {folder} does not fit images ({channels}, {height}, {width}) of "
+            f"{classes} classes: {error} Give a run on data like these."
+        ) from error
+    return net
+
+
+def _of_timm(name: str, size: int | None) -> tuple[nn.Module, int, Pixels, int]:
+    """A pretrained network of timm, its channels, its normalisation and the size of its images."""
+    if Path(name).expanduser().is_dir():
+        raise ModelError(f"teacher: {name} holds no run.json. Give the folder of a finished run, or a name of timm.")
+    name = name.removeprefix("timm/")
+    known = library("timm").models.get_pretrained_cfg(name)
+    classes, size = (1000, size or 224) if known is None else (known.num_classes, size or known.input_size[-1])
+    net = create_net(f"timm/{name}", classes, size=size, pretrained=True)
+    config: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    return net, config["input_size"][0], Pixels(tuple(config["mean"]), tuple(config["std"])), size
