@@ -36,7 +36,11 @@ MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
 """Columns of the README's picture."""
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
-PICTURED = {"comixup": "beta=0.16"}
+PICTURED = {
+    "attentive_cutmix": "teacher_epochs=100",
+    "comixup": "beta=0.16",
+    "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+}
 """Settings under which four photographs show what usual batches do."""
 SEEDS = 5_000
 """How many seeds are tried for one whose draws show something."""
