@@ -1,6 +1,7 @@
 """A small data set, quick configs, and ways to look at a run."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def turns(monkeypatch):
 
 @pytest.fixture
 def stops(monkeypatch):
-    """Makes the training to come stop in a step."""
+    """Makes the training to come stop in a step. Interrupts are heard even where the suite runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def arm(step, act):
         after_step = Recipe.after_step
@@ -99,4 +101,5 @@ def stops(monkeypatch):
 
         monkeypatch.setattr(Recipe, "after_step", stop)
 
-    return arm
+    yield arm
+    signal.signal(signal.SIGINT, before)
