@@ -11,6 +11,10 @@ Equations: α_k ~ U(0.5, 2), λ_k ~ Dirichlet(α_k·1) → `dirichlet`; Z̃ = Λ
 a = ReLU(s) / Σ ReLU(s), s_j = z_j·u → `attention_of`; w = a·λ over its sum over the examples → `attended`;
 Ỹ = ΛY → the mix's label shares. u is the pooled map ("gap_…") or the class's row of the classifier ("cam_…").
 
+Over a whole batch the paper's α makes mixtures that are all close to its mean. Where classes are few, so that each has
+many examples in a batch, their labels hardly differ and a network learns very slowly; there, a smaller α such as
+(0.02, 0.1) makes mixtures of a few examples.
+
 Nothing is drawn per pair: every row mixes all. Attention and λ are constants to the gradient. Where no example has
 attention at a position, λ alone counts there; a map without any positive similarity has the same attention everywhere.
 There is no official code: these rules, and which attention is the default, are ours. Dense rows need a head that
