@@ -64,8 +64,10 @@ def grey_images(
         noise = noise[:, : amplitudes.shape[0], : amplitudes.shape[1]]
     waves = noise * amplitudes
     half = torch.view_as_complex(waves) if spectrum == "paper" else torch.complex(waves[:, 0], waves[:, 1])
-    # Axis by axis, since irfft2 on CUDA treats half spectra of no real image otherwise than on the CPU.
-    grey: Tensor = torch.fft.irfft(torch.fft.ifft(half, n=size[0], dim=1), n=size[1])
+    if half.is_cpu:
+        grey: Tensor = torch.fft.irfft2(half, s=size)
+    else:  # axis by axis, since irfft2 on CUDA treats half spectra of no real image otherwise than on the CPU
+        grey = torch.fft.irfft(torch.fft.ifft(half, n=size[0], dim=1), n=size[1])
     return grey
 
 
@@ -96,7 +98,9 @@ def brightest(grey: Float[Tensor, "#r h w"], count: Int64[np.ndarray, " r"]) -> 
         beside = torch.arange(most - fewest + 1, device=grey.device)
         padded[:, pixels:].masked_fill_(beside < onto(count - fewest, grey)[:, None], -torch.inf)
     darkest = padded.kthvalue(pixels - fewest + 1, 1, keepdim=True).values
-    return (flat >= darkest).to(grey.dtype).view(-1, *grey.shape[1:])
+    masks = grey.new_empty(len(shown), *grey.shape[1:])
+    torch.ge(flat, darkest, out=masks.view(len(shown), pixels))
+    return masks
 
 
 def ramped(
