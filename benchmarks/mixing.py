@@ -169,12 +169,12 @@ def policies(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     steps = itertools.count()
     net = create_net("cnn-s", CLASSES)
     looks = mixwell.Views(mixwell.Probe(net, x), batch)  # which keeps what it saw, so that no row pays for the network
-    outputs = mixwell.Outputs(x.new_zeros(len(batch), CLASSES))
-
     def policy(text: str) -> Callable[[], object]:
         recipe = mixwell.create(text, CLASSES, pixels=batch.pixels)
         streams = Streams(0)
-        recipe.bind(net, x[:2])
+        recipe.prepare(lambda: [batch], f"benchmark {shape}").bind(net, x[:2])
+        with torch.no_grad():
+            outputs = mixwell.Probe(net, x).run(x, wants=recipe.wants)
 
         def call() -> object:
             clock = mixwell.Clock(next(steps))
