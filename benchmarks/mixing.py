@@ -169,6 +169,7 @@ def policies(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     steps = itertools.count()
     net = create_net("cnn-s", CLASSES)
     looks = mixwell.Views(mixwell.Probe(net, x), batch)  # which keeps what it saw, so that no row pays for the network
+
     def policy(text: str) -> Callable[[], object]:
         recipe = mixwell.create(text, CLASSES, pixels=batch.pixels)
         streams = Streams(0)
