@@ -53,7 +53,7 @@ def replay(case: Case) -> dict[str, np.ndarray]:
     positions, n, _ = lam_dense.shape
 
     def turn(text: str, weights: Tensor) -> Turn:
-        recipe = mixwell.create(f"multimix(n={n}, {text})", classes)
+        recipe = mixwell.create(f"multimix(n={n}, chunk={n}, {text})", classes)
         recipe.options[0].blend.lam = given(weights)
         return one_turn(recipe, net, maps, labels, place=0, blend=HullDraws(case["alpha"], 0))
 

@@ -95,7 +95,7 @@ def test_every_example_alone_is_plain_training(cnn):
 
 def test_mixtures_lie_in_the_hull_and_labels_follow():
     x, lam = torch.randn(4, 5), weights_of(1, 300)
-    mix = mix_of(Mixtures(300), x, lam)
+    mix = mix_of(Mixtures(300, chunk=300), x, lam)
     torch.testing.assert_close(mix.images, lam[0] @ x)
     assert (mix.images >= x.amin(0) - 1e-5).all()
     assert (mix.images <= x.amax(0) + 1e-5).all()
@@ -243,3 +243,25 @@ def test_class_attention_needs_the_classifiers_width(cnn):
 def test_wrong_parameters(wrong):
     with pytest.raises(mixwell.ParameterError, match=wrong.partition("=")[0]):
         mixwell.create(f"multimix({wrong})", 4)
+
+
+@pytest.mark.parametrize("variant", ["multimix", "dense"])
+def test_weights_are_drawn_in_chunks_of_mixtures(variant):
+    """Every chunk from a key of its own: equal ones would repeat, and the last may be shorter."""
+    images = torch.randn(6, 4, 3, 2)
+    batch = mixwell.Batch(images, torch.arange(6))
+
+    def weights(chunk):
+        (option,) = mixwell.create(f"multimix(n=10, variant={variant}, chunk={chunk})", 6).options
+        asked, drawn = [], option.blend.lam
+        option.blend.lam = lambda draws, *rest: asked.append(len(draws.alphas)) or drawn(draws, *rest)
+        mix = option.mix(images, mixwell.Scene(batch, option.draw(6, Streams(0), 0)))
+        assert asked == [chunk] * (10 // chunk) + [10 % chunk] * (10 % chunk > 0)
+        return mix.weights
+
+    found = weights(4)
+    torch.testing.assert_close(found.sum(1), torch.ones(len(found)))
+    assert len(found.unique(dim=0)) == len(found)
+    assert found.shape == weights(10).shape
+    with pytest.raises(mixwell.ParameterError, match="chunk must be a whole number"):
+        mixwell.create("multimix(chunk=0)", 6)

@@ -24,7 +24,7 @@ as `site`, as BatchNorms behind the site take their moments of the mixtures.
 Memory: a step holds the rows (n·r·d), their weights (n·r·m, which labels and gradient share) and the logits (n·r·C).
 On CIFAR-100 (ResNet-18, m = 128, r = 16, d = 512) dense mixtures take 33 + 8 + 6 MB in fp32, and as much again for
 gradients; on ImageNet (ResNet-50, m = 128, r = 49, d = 2048) 401 + 25 + 196 MB, of which a smaller n takes as much
-less. Plain mixtures take 1/r of that.
+less. Plain mixtures take 1/r of that. Weights are drawn in chunks of mixtures, so that making them takes little more.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class Mixtures(Blend):
     Args:
         n: how many.
         alpha: (low, high) range of the uniform concentration of a mixture's weights.
+        chunk: mixtures whose weights are drawn at once; what that takes besides the weights is as large as a chunk.
 
     Attributes:
         lam: what makes weights of the draws; a replay of given weights puts its own in its place.
@@ -132,13 +133,14 @@ class Mixtures(Blend):
     takes_lam = False
     grid = False
 
-    def __init__(self, n: int = 1000, alpha: tuple[float, ...] = (0.5, 2.0)) -> None:
+    def __init__(self, n: int = 1000, alpha: tuple[float, ...] = (0.5, 2.0), chunk: int = 256) -> None:
         super().__init__()
-        if n < 1:
-            raise ParameterError(f"n must be a whole number ≥ 1, got {n}.")
+        for name, value in (("n", n), ("chunk", chunk)):
+            if value < 1:
+                raise ParameterError(f"{name} must be a whole number ≥ 1, got {value}.")
         if len(alpha) != 2:
             raise ParameterError(f"alpha must be (low, high), got {alpha!r}. For a constant take it twice.")
-        self.n = n
+        self.n, self.chunk = n, chunk
         self.low = number_in("alpha's low", alpha[0], 0, open_low=True)
         self.high = number_in("alpha's high", alpha[1], self.low)
         self.lam = dirichlet
@@ -155,12 +157,22 @@ class Mixtures(Blend):
         scene: Scene,
     ) -> Mix:
         precise = torch.promote_types(images.dtype, torch.float32)
-        weights = self.lam(draws, 1, len(images), images.device)[0].to(precise)
+        chunks = [self.lam(part, 1, len(images), images.device)[0].to(precise) for part in self._chunks(draws)]
+        weights = _joined(chunks, 0)
 
         def apply(x: Tensor) -> Tensor:
             return combined(x, weights)
 
         return _mix_of_all(apply(images), partners, weights, apply)
+
+    def _chunks(self, draws: HullDraws) -> list[HullDraws]:
+        """The draws of each chunk of mixtures, with keys of their own."""
+        starts = range(0, len(draws.alphas), self.chunk)
+        return [HullDraws(draws.alphas[at : at + self.chunk], (draws.key + at) % 2**63) for at in starts]
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class DenseMixtures(Mixtures):
@@ -169,15 +181,21 @@ class DenseMixtures(Mixtures):
 
     Args:
         n: how many mixtures, each of as many rows as there are positions.
-        alpha: see `Mixtures`.
+        alpha, chunk: see `Mixtures`.
         attention: what an example's attention is, see `multimix`.
     """
 
     grid = True
     aligned = False
 
-    def __init__(self, n: int = 1000, alpha: tuple[float, ...] = (0.5, 2.0), attention: Attention = "gap_relu") -> None:
-        super().__init__(n, alpha)
+    def __init__(
+        self,
+        n: int = 1000,
+        alpha: tuple[float, ...] = (0.5, 2.0),
+        attention: Attention = "gap_relu",
+        chunk: int = 256,
+    ) -> None:
+        super().__init__(n, alpha, chunk)
         self.attention: Attention = attention
         self.network = attention == "cam_relu"
         self._classifier: tuple[nn.Linear, ...] = ()  # the network's own, which must not become the recipe's
@@ -205,8 +223,13 @@ class DenseMixtures(Mixtures):
         size = (images.shape[2], images.shape[3])
         rule: Literal["relu", "softmax"] = "softmax" if self.attention == "gap_softmax" else "relu"
         attention = attention_of(images, self._towards(images, scene.batch.labels), rule)
-        drawn = self.lam(draws, attention.shape[1], len(images), images.device)
-        weights = attended(drawn.to(attention.dtype), attention)
+        weights = _joined(
+            [
+                attended(self.lam(part, attention.shape[1], len(images), images.device).to(attention.dtype), attention)
+                for part in self._chunks(draws)
+            ],
+            1,
+        )
 
         def apply(x: Tensor) -> Tensor:
             seen = x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)
@@ -245,6 +268,7 @@ def multimix(
     alpha: tuple[float, ...] = (0.5, 2.0),
     attention: Attention = "gap_relu",
     site: int | str | None = None,
+    chunk: int = 256,
     prob: float = 1.0,
 ) -> Pieces:
     """Args:
@@ -254,11 +278,12 @@ def multimix(
     attention: of the dense variant: similarity to the pooled map ("gap_relu", "gap_softmax") or to the weights of the
         image's class ("cam_relu"), rectified over its sum or as a softmax over the positions.
     site: a stage's number or a module's name; None for the classifier's input, or the last stage if dense.
+    chunk: mixtures whose weights are drawn at once; the fewer, the less memory is needed while they are made.
     prob: share of the batches that are mixed.
     """
     if variant == "dense":
-        blend: Mixtures = DenseMixtures(n, alpha, attention)
+        blend: Mixtures = DenseMixtures(n, alpha, attention, chunk)
     else:
-        blend = Mixtures(n, alpha)
+        blend = Mixtures(n, alpha, chunk)
     usual: int | str = -1 if variant == "dense" else "embedding"
     return Pieces(essential=(Hidden((usual if site is None else site,)), blend), prob=prob)
