@@ -186,7 +186,7 @@ class _Option(Policy):
             for where in self.statistics.sites(draws.of.get(self.statistics)):
                 edits[where] = self._change_of(where, scene, mixes, met, moments, len(views), edits.get(where))
         images = mixed(views) if site is None else _joined(views)
-        if self.view_wants:
+        if looks.wants:
             _ = looks.logits  # before the training pass moves the statistics of normalisations
         outputs = probe.run(images, wants=self.wants, edits=edits, head=head, call=model)
         if len(mixes) != 1:

@@ -103,13 +103,7 @@ def outside(
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 1 h w"]:
     """1 outside each box, 0 inside."""
-    edges = torch.from_numpy(boxes).to(device, non_blocking=True)[:, :, None]
-    inside = []
-    for axis, side in enumerate(size):
-        place = torch.arange(side, device=device)
-        inside.append(((place >= edges[:, 2 * axis]) & (place < edges[:, 2 * axis + 1])).to(dtype))
-    rows, columns = inside
-    return all_but(rows, columns)
+    return kept(torch.from_numpy(boxes).to(device, non_blocking=True), size, dtype)
 
 
 def all_but(rows: Float[Tensor, "b h"], columns: Float[Tensor, "b w"]) -> Float[Tensor, "b 1 h w"]:
@@ -138,13 +132,15 @@ def boxes_at(centres: Int[Tensor, "b 2"], cuts: Float[np.ndarray, " #b"], size: 
     return torch.stack((low, high), 2).flatten(1)
 
 
-def kept(boxes: Int[Tensor, "b 4"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
-    """M: 1 outside each box, 0 inside, in fp32."""
+def kept(
+    boxes: Int[Tensor, "b 4"], size: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "b 1 h w"]:
+    """`outside`, of boxes that are on the device."""
     edges = boxes[:, :, None]
     inside = []
     for axis, side in enumerate(size):
         place = torch.arange(side, device=boxes.device)
-        inside.append(((place >= edges[:, 2 * axis]) & (place < edges[:, 2 * axis + 1])).float())
+        inside.append(((place >= edges[:, 2 * axis]) & (place < edges[:, 2 * axis + 1])).to(dtype))
     rows, columns = inside
     return all_but(rows, columns)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixwell.core.mix import onto
 
-__all__ = ["blurred", "lab", "superpixel_means", "superpixels"]
+__all__ = ["blurred", "lab", "seed_grid", "superpixel_means", "superpixels"]
 
 _TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 """Linear sRGB to XYZ."""
@@ -60,6 +60,20 @@ def _blur(side: int, sigma: float) -> Float[np.ndarray, "side side"]:
     return matrix.astype(np.float32)
 
 
+def seed_grid(count: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """The first seed, the distance of seeds and their number, for about `count` superpixels in an image."""
+    exact = (size[0] * size[1] / count) ** 0.5
+    exact = exact if exact <= min(size) else max(size) / count  # one row of seeds in long, low images
+    first, step = int(exact // 2), max(1, round(exact))
+    down, across = (_seeds_on(side, first, step) for side in size)
+    return first, step, down * across
+
+
+def _seeds_on(side: int, first: int, step: int) -> int:
+    """How many seeds lie on a line."""
+    return max(1, (side - first - 1) // step + 1)
+
+
 @lru_cache(maxsize=64)
 def _cells(side: int, first: int, step: int) -> tuple[Int64[np.ndarray, " gt"], Int64[np.ndarray, " side"], int]:
     """A line cut into one cell per seed, all padded to one length.
@@ -69,7 +83,7 @@ def _cells(side: int, first: int, step: int) -> tuple[Int64[np.ndarray, " gt"], 
         places: (side,) where each pixel is.
         count: G.
     """
-    count = max(1, (side - first - 1) // step + 1)
+    count = _seeds_on(side, first, step)
     cell = np.arange(side) * count // side
     longest = int(np.bincount(cell).max())
     places = cell * longest + np.arange(side) - np.searchsorted(cell, cell)
@@ -106,9 +120,7 @@ def superpixels(
         (B, H, W) labels in [0, K), K the number of seeds, row by row; a superpixel may have lost all its pixels.
     """
     size = (raw.shape[2], raw.shape[3])
-    exact = (size[0] * size[1] / count) ** 0.5
-    exact = exact if exact <= min(size) else max(size) / count  # one row of seeds in long, low images
-    first, step = int(exact // 2), max(1, round(exact))
+    first, step, _ = seed_grid(count, size)
     (rows, row_places, down), (columns, column_places, across) = (_cells(side, first, step) for side in size)
     with torch.autocast(raw.device.type, enabled=False):
         colours = blurred(_colours(raw.float().contiguous()), sigma) * (step / compactness)

@@ -2,6 +2,6 @@
 
 from mixwell.probe.anatomy import Anatomy, Site
 from mixwell.probe.capture import Edit, Outputs, Probe, Want
-from mixwell.probe.views import Views
+from mixwell.probe.views import Views, seen_on_example
 
-__all__ = ["Anatomy", "Edit", "Outputs", "Probe", "Site", "Views", "Want"]
+__all__ = ["Anatomy", "Edit", "Outputs", "Probe", "Site", "Views", "Want", "seen_on_example"]

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mixwell.core.batch import Batch
 from mixwell.core.errors import ModelError
+from mixwell.probe.anatomy import Anatomy
 from mixwell.probe.capture import Edit, Outputs, Probe, Want
 from mixwell.probe.trace import untouched
 
-__all__ = ["Views"]
+__all__ = ["Views", "seen_on_example"]
 
 
 class Views:
@@ -124,3 +125,18 @@ class Views:
                 outputs.seen.update(zip(gradients, found, strict=True))
         seen = {want: tensor.detach() for want, tensor in outputs.seen.items()}
         return Outputs(outputs.logits.detach(), seen)
+
+
+def seen_on_example(anatomy: Anatomy, what: str, wants: Iterable[Want]) -> Outputs:
+    """A pass over the example images that leaves no trace, for a piece that is built for the network's maps.
+
+    Args:
+        what: the piece, as the subject of the message.
+
+    Raises:
+        ModelError: there are no example images.
+        SiteError: a site does not exist.
+    """
+    example = anatomy.example_for(what)
+    with untouched(anatomy.net), torch.no_grad():
+        return Probe(anatomy.net, example).run(example, wants=wants)

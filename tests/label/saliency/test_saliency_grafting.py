@@ -24,8 +24,8 @@ from mixwell.label.saliency.saliency_grafting import (
     relative,
     salient_regions,
     tempered,
-    uniform_noise,
 )
+from mixwell.ops.noise import uniform_noise
 from mixwell.probe import Anatomy
 from mixwell.sample.cutting.cutmix import Box
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 import mixwell
 from mixwell.ops.fourier import brightest, grey_images, ramped, spectrum_shape, stretched
-from mixwell.sample.cutting.fmix import FourierDraws, fourier_masks, normal_noise, pixels_shown
+from mixwell.ops.noise import normal_noise
+from mixwell.sample.cutting.fmix import FourierDraws, fourier_masks, pixels_shown
 
 SIZES = [(24, 40), (32, 32), (9, 5), (5, 12)]
 X = torch.randn(6, 3, 24, 40)

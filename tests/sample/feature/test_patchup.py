@@ -14,7 +14,8 @@ import mixwell
 from mixwell.core.axes import Scene
 from mixwell.core.mix import Partners
 from mixwell.core.places import ByPlaceDraws
-from mixwell.sample.feature.patchup import Blocks, blocks_around, centre_rate, uniform_noise
+from mixwell.ops.noise import uniform_noise
+from mixwell.sample.feature.patchup import Blocks, blocks_around, centre_rate
 
 H = torch.randn(6, 5, 24, 40)
 PERM = np.array([3, 0, 1, 2, 5, 4])

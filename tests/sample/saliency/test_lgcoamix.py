@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mixwell
 from mixwell.core.rng import Streams
 from mixwell.nets import CNNS
-from mixwell.ops.superpixels import superpixels
+from mixwell.ops.superpixels import seed_grid, superpixels
 from mixwell.sample.saliency.lgcoamix import (
     PasteDraws,
     SuperpixelPaste,
@@ -21,7 +21,6 @@ from mixwell.sample.saliency.lgcoamix import (
     channels_first,
     contrast,
     cut,
-    seed_grid,
 )
 
 PIXELS = mixwell.Pixels((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))

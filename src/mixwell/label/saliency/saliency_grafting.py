@@ -33,8 +33,8 @@ from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 from mixwell.core.saliency import Activation, Saliency, Source, resized, saliency_of
 from mixwell.core.targets import Targets
-from mixwell.probe import Anatomy, Probe, Want
-from mixwell.probe.trace import untouched
+from mixwell.ops.noise import uniform_noise
+from mixwell.probe import Anatomy, Want, seen_on_example
 
 __all__ = [
     "CalibratedShares",
@@ -46,7 +46,6 @@ __all__ = [
     "relative",
     "salient_regions",
     "tempered",
-    "uniform_noise",
 ]
 
 _CELLS = 4
@@ -79,11 +78,6 @@ def importance(saliency: Float[Tensor, "r k h w"], regions: Float[Tensor, "r k h
     return shares
 
 
-def uniform_noise(key: int, shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "..."]:
-    """Uniform fp32 numbers in [0, 1) that depend on the key alone, as drawn on the device."""
-    return torch.rand(shape, generator=torch.Generator(device).manual_seed(key), dtype=torch.float32, device=device)
-
-
 class GridActivation(Activation):
     """Size of the activations of the last stage whose maps have at least 4 × 4 places; of the finest if none has."""
 
@@ -93,10 +87,8 @@ class GridActivation(Activation):
         Raises:
             ModelError: there are none.
         """
-        example = anatomy.example_for("The grid of the saliency")
         wants = [Want("features", number) for number in range(1, len(anatomy.stages) + 1)]
-        with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net, example).run(example, wants=wants)
+        seen = seen_on_example(anatomy, "The grid of the saliency", wants)
         sides = [min(seen[want].shape[2:]) for want in wants]
         large = [number for number, side in enumerate(sides, 1) if side >= _CELLS]
         self.site = large[-1] if large else sides.index(max(sides)) + 1

@@ -31,8 +31,9 @@ from mixwell.core.mix import Mix, Partners, with_rest
 from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 from mixwell.ops.fourier import Spectrum, brightest, grey_images, ramped, spectrum_shape
+from mixwell.ops.noise import normal_noise
 
-__all__ = ["FourierDraws", "FourierMask", "fourier_masks", "normal_noise", "pixels_shown"]
+__all__ = ["FourierDraws", "FourierMask", "fourier_masks", "pixels_shown"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,6 @@ class FourierDraws:
 
     key: int
     coins: Float[np.ndarray, " r"]
-
-
-def normal_noise(key: int, shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "..."]:
-    """Standard normal fp32 numbers that depend on the key alone, as drawn on the device."""
-    generator = torch.Generator(device).manual_seed(key)
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
 
 
 def pixels_shown(

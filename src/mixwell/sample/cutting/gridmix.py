@@ -37,8 +37,7 @@ from mixwell.core.plain import OF_A_PAIR, Beta, Uniform
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.ops.boxes import all_but
-from mixwell.probe import Anatomy, Probe, Want
-from mixwell.probe.trace import untouched
+from mixwell.probe import Anatomy, Want, seen_on_example
 
 __all__ = [
     "CellMix",
@@ -195,11 +194,9 @@ class LocalGrid(Term):
             ModelError: there are no example images, or no map has a place for every cell.
             SiteError: the stage does not exist.
         """
-        example = anatomy.example_for("The local classifier")
         names = anatomy.stages if self.stage is None else (anatomy.site(self.stage).name,)
         wants = [Want("features", name) for name in names]
-        with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net, example).run(example, wants=wants)
+        seen = seen_on_example(anatomy, "The local classifier", wants)
         found = [want for want in wants if min(seen[want].shape[2:]) >= self.n]
         if not found:
             sizes = ", ".join(f"{want.site} has {seen[want].shape[2]}×{seen[want].shape[3]}" for want in wants)

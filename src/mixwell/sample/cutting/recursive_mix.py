@@ -28,8 +28,7 @@ from mixwell.core.mix import Mix, Partners, onto, with_rest
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.ops.boxes import area_of, boxes_around, outside, pair_masks
-from mixwell.probe import Anatomy, Probe, Want
-from mixwell.probe.trace import untouched
+from mixwell.probe import Anatomy, Want, seen_on_example
 
 __all__ = ["PasteHistory", "RoIConsistency", "pasted"]
 
@@ -260,9 +259,7 @@ class RoIConsistency(Term):
         Raises:
             ModelError: there are no example images.
         """
-        example = anatomy.example_for("The boxes' classifier")
-        with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net, example).run(example, wants=[self._map])
+        seen = seen_on_example(anatomy, "The boxes' classifier", [self._map])
         shown = seen[self._map]
         self.head = nn.Linear(shown.shape[1], seen.logits.shape[-1], device=shown.device, dtype=shown.dtype)
 

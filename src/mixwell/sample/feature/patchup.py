@@ -34,9 +34,10 @@ from mixwell.core.places import ByPlace, Hidden, LamByPlace, Sites
 from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
+from mixwell.ops.noise import uniform_noise
 from mixwell.sample.cutting.cutmix import Box
 
-__all__ = ["Blocks", "Reweighted", "Variant", "blocks_around", "centre_rate", "uniform_noise"]
+__all__ = ["Blocks", "Reweighted", "Variant", "blocks_around", "centre_rate"]
 
 Variant = Literal["hard", "soft"]
 
@@ -72,12 +73,6 @@ def blocks_around(centres: Bool[Tensor, "c h w"], block: int) -> Bool[Tensor, "c
             holes = holes.narrow(axis, 0, rest) | holes.narrow(axis, step, rest)
             reach += step
     return holes
-
-
-def uniform_noise(key: int, shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "..."]:
-    """Uniform fp32 numbers in [0, 1) that depend on the key alone, as drawn on the device."""
-    generator = torch.Generator(device).manual_seed(key)
-    return torch.rand(shape, generator=generator, dtype=torch.float32, device=device)
 
 
 class Blocks(Blend):

@@ -43,9 +43,8 @@ from mixwell.core.plain import OF_A_PAIR
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.nets.superpixel_decoder import SuperpixelAttention, SuperpixelDecoder
-from mixwell.ops.superpixels import superpixel_means, superpixels
-from mixwell.probe import Anatomy, Probe, Want
-from mixwell.probe.trace import untouched
+from mixwell.ops.superpixels import seed_grid, superpixel_means, superpixels
+from mixwell.probe import Anatomy, Want, seen_on_example
 
 __all__ = [
     "Attended",
@@ -59,7 +58,6 @@ __all__ = [
     "attended_share",
     "contrast",
     "cut",
-    "seed_grid",
 ]
 
 Layout = Literal["permute", "reshape"]
@@ -67,15 +65,6 @@ Rule = Literal["average", "attention"]
 
 _BASE_TEMPERATURE = 0.07
 """Supervised contrast is scaled by τ over this."""
-
-
-def seed_grid(count: int, size: tuple[int, int]) -> tuple[int, int, int]:
-    """The first seed, the distance of seeds and their number, for about `count` superpixels in an image."""
-    exact = (size[0] * size[1] / count) ** 0.5
-    exact = exact if exact <= min(size) else max(size) / count
-    first, step = int(exact // 2), max(1, round(exact))
-    down, across = (max(1, (side - first - 1) // step + 1) for side in size)
-    return first, step, down * across
 
 
 def cut(
@@ -358,8 +347,7 @@ class SuperpixelShares(Label):
         """
         example = anatomy.example_for("The decoder")
         wants = [Want("features", site) for site in (*reversed(anatomy.stages), anatomy.site("stem").name)]
-        with untouched(anatomy.net), torch.no_grad():
-            seen = Probe(anatomy.net, example).run(example, wants=wants)
+        seen = seen_on_example(anatomy, "The decoder", wants)
         if len({seen[want].shape[2:] for want in wants}) == 1:
             wants = wants[:1]
         self._maps = tuple(wants)
