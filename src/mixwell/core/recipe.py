@@ -650,6 +650,20 @@ class Recipe(nn.Module):
         for turn in option.turns(probe, model, batch, drawn, clock, self._progress.data):
             yield replace(turn, loss=self._touching_all(turn, model))
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """How each of its options mixes."""
+        return self._each
+
+    def preview(self, model: nn.Module, images: Batch, clock: Clock | None = None) -> Float[Tensor, "r ..."]:
+        """What the first option that mixes would make of a batch at its place, without a step being counted."""
+        clock = clock or Clock(self.steps)
+        batch = self._batch(images, None)
+        option = next(option for option in self._each if option.blend is not None)
+        draws = option.draw(len(batch), self._streams, clock.step)
+        scene = option.scene(self._probe_of(model, batch.images), batch, draws, clock, self._progress.data)
+        return option.mix(option.views(scene)[0], scene).images
+
     def after_step(self, model: nn.Module, clock: Clock | None = None) -> None:
         """To be called after the optimisers moved.
 
