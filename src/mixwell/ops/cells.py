@@ -14,7 +14,9 @@ Lines = tuple[Int[np.ndarray, " h"], Int[np.ndarray, " w"]]
 """The cell of each pixel along the height, and along the width."""
 
 
-def cells_shown(cells: Bool[np.ndarray, "#b n m"], lines: Lines, like: Float[Tensor, "..."]) -> Float[Tensor, "#b 1 h w"]:
+def cells_shown(
+    cells: Bool[np.ndarray, "#b n m"], lines: Lines, like: Float[Tensor, "..."]
+) -> Float[Tensor, "#b 1 h w"]:
     """The cells at the size of an image, on the device and in the dtype of `like`; 1 where a cell is True."""
     columns = onto(cells.take(lines[1], 2).astype(np.float32), like).to(like.dtype)
     return columns.index_select(1, onto(lines[0], like))[:, None]
