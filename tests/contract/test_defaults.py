@@ -136,6 +136,20 @@ PAPER = {
     "recursive_mix": {"alpha": 0.5, "omega": 0.5, "interpolation": "nearest"},
     "stackmix": {"recipe": None, "axis": "height", "resize": False},
     "yoco": {"recipe": None},
+    "mixpro": {
+        "cells": 4,
+        "patch": None,
+        "pal": True,
+        "alpha": 1.0,
+        "smoothing": 0.1,
+        "detach": True,
+        "rule": "paper",
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "prob": 0.5,
+        "masks": None,
+    },
+    "scoremix": {"alpha": 1.0, "saliency": "attention", "grid": "own", "rule": "paper", "prob": 0.5},
     "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
 }
 """What the papers say; `per` is "sample" everywhere, and `prob` is 1 where nothing is said."""
