@@ -1,7 +1,7 @@
 """MixPro: mix large cells of whole patches, and trust the network's attention as far as its prediction is right.
 
-Zhao, Zhang, Zhu, Zhang, Yang, Wei, Zheng, Cai, "MixPro: Data Augmentation with MaskMix and Progressive Attention
-Labeling for Vision Transformer", ICLR 2023, arXiv:2304.12043.
+Zhao, Huang, Hu, Zhang, Liu, "MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision
+Transformer", ICLR 2023, arXiv:2304.12043.
 
 MaskMix shows random cells of the image and the partner in the others. Cells are multiples of the model's patch, so that
 no patch holds two images. Progressive attention labelling gives each source a share between that of its cells and that
@@ -12,7 +12,7 @@ mix's label shares; λ_attn → `mixwell.ops.tokens.token_shares`; α = cos(ŷ, 
 
 One batch in two is mixed so (`prob`), the others are mixup and CutMix by halves. Switch and cells are suggestions: the
 labels serve any sample policy with masks, as in "resizemix + mixpro". They need a class token; hierarchical networks
-such as Swin, and convolutional ones, take MaskMix with labels by area alone, `pal=false`, as in the paper.
+such as Swin, and convolutional ones, take MaskMix with labels by area alone, `pal=false`.
 
 Paper and code:
 - The paper's cells of 56 pixels are 4 along a side of its images, and that is the parameter here, whatever the image's
@@ -23,7 +23,7 @@ Paper and code:
 - The code draws one λ per batch, and cells for each image (`per="batch", masks="sample"`).
 - The code smooths the label by area, and no others: α compares the prediction with labels smoothed by `smoothing`,
   the loss takes the recipe's `label_smoothing`, which to follow the code is 0 with `pal`, 0.1 without.
-- Progressive labels are the point of the paper; they are off in all its published configurations.
+- Progressive labels are the point of the paper; they are off in the code's configurations.
 """
 
 from __future__ import annotations
