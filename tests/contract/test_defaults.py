@@ -136,6 +136,15 @@ PAPER = {
     "recursive_mix": {"alpha": 0.5, "omega": 0.5, "interpolation": "nearest"},
     "stackmix": {"recipe": None, "axis": "height", "resize": False},
     "yoco": {"recipe": None},
+    "smmix": {
+        "switch_prob": 0.5,
+        "scale": (0.25, 0.75),
+        "saliency": "patch_attention",
+        "fine_weight": 1.0,
+        "consistency_weight": 1.0,
+        "mixup_alpha": 0.8,
+    },
+    "tl_align": {"alpha": 1.0, "patch": None},
     "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
 }
 """What the papers say; `per` is "sample" everywhere, and `prob` is 1 where nothing is said."""

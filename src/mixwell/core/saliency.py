@@ -132,7 +132,7 @@ class PatchAttention(_Looking):
 def _on_grid(attention: Float[Tensor, "b n"], scene: Scene) -> Float[Tensor, "b h w"]:
     """Attention to the patches, at their places."""
     height, width = scene.batch.images.shape[-2:]
-    return attention.float().unflatten(1, grid_of(attention.shape[1], height / width, "the last block"))
+    return attention.float().view(len(attention), *grid_of(attention.shape[1], height / width, "the last block"))
 
 
 _SOURCES: dict[str, Callable[[], Saliency]] = {

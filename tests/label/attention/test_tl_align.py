@@ -35,6 +35,14 @@ def mix_of(text, images, net=None, **draws):
     return option.mix(images, mixwell.Scene(mixwell.Batch(images, torch.arange(len(images))), mixwell.Draws(given)))
 
 
+def looking(net):
+    """The network with attention far from uniform."""
+    with torch.no_grad():
+        for block in net.blocks:
+            block.attn.qkv.weight.mul_(50)
+    return net.eval()
+
+
 def attentions_in(net, images):
     """The mean over heads of each block's attention, from a copy of the network that multiplies it out itself."""
     net, seen = copy.deepcopy(net).eval(), []
@@ -47,7 +55,7 @@ def attentions_in(net, images):
 
 
 def labels_by_the_paper(attentions, masks, weights, sources, classes, prefix):
-    """Dense labels of every token, one image, one block and one token after the other; of the first token at the end."""
+    """Dense labels of all tokens, one image, block and token after the other; of the first token at the end."""
     one_hot, found = torch.eye(classes), []
     for row, (own, partner) in enumerate(sources.tolist()):
         whole = weights[row, 0] * one_hot[own] + weights[row, 1] * one_hot[partner]
@@ -129,11 +137,10 @@ PATCHES = {"swin": 4}
 def test_it_trains_transformers_of_any_make(name):
     net, images = NETWORKS[name](), torch.randn(ROWS, 3, 32, 32)
     recipe = mixwell.create("tl_align", 7).bind(net, images)
-    assert recipe.options[0].blend.grid((32, 32)) == (32 // PATCHES.get(name, 8),) * 2
+    assert recipe.options[0].blend.grid_in((32, 32)) == (32 // PATCHES.get(name, 8),) * 2
     (turn,) = recipe.turns(net, images, torch.arange(ROWS))
     turn.loss.backward()
     torch.testing.assert_close(turn.targets.weights.sum(1), torch.ones(ROWS))
-    assert not torch.equal(turn.targets.weights, mix_of("tl_align", images, net).weights)
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
@@ -146,10 +153,10 @@ def test_the_grid_follows_the_images_size(vit):
     box = PatchBox()
     net = vit(size=(32, 48), dynamic_img_size=True)
     box.build(mixwell.Probe(net, torch.randn(2, 3, 32, 48)).anatomy, 7)
-    assert box.grid((32, 48)) == (4, 6)
-    assert box.grid((64, 24)) == (8, 3)
-    assert box.grid((2, 2)) == (1, 1)
-    assert PatchBox(patch=16).grid((40, 8)) == (2, 1)
+    assert box.grid_in((32, 48)) == (4, 6)
+    assert box.grid_in((64, 24)) == (8, 3)
+    assert box.grid_in((2, 2)) == (1, 1)
+    assert PatchBox(patch=16).grid_in((40, 8)) == (2, 1)
 
 
 def test_a_patch_of_nothing_is_refused():
@@ -210,7 +217,7 @@ def test_from_the_last_block_to_the_first_it_is_the_same():
 @pytest.mark.parametrize("host", ["tl_align", "fmix + tl_align", "cutmix + tl_align"])
 def test_shares_give_the_labels_of_the_paper(host, size, options, vit):
     """One column per source against one per class, in a network that multiplies its attention out."""
-    net, images, labels = vit(size=size, **options).eval(), torch.randn(ROWS, 3, *size), torch.arange(ROWS)
+    net, images, labels = looking(vit(size=size, **options)), torch.randn(ROWS, 3, *size), torch.arange(ROWS)
     recipe = mixwell.create(host, 7, seed=2).bind(net, images)
     option = recipe.options[0]
     draws = option.draw(ROWS, Streams(2), 0)
@@ -222,7 +229,7 @@ def test_shares_give_the_labels_of_the_paper(host, size, options, vit):
     )
     torch.testing.assert_close(turn.targets.dense(), expected, rtol=1e-5, atol=1e-5)
     assert not turn.targets.weights.requires_grad
-    assert not torch.allclose(turn.targets.weights, mix.weights, atol=1e-3)
+    assert (turn.targets.weights - mix.weights).abs().amax() > 0.02, "labels are those of the area"
 
 
 def test_whole_images_keep_their_labels(vit):
@@ -249,7 +256,7 @@ def test_images_are_those_of_the_blend(vit):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_shares_do_not_drift_under_autocast(dtype, vit):
-    net, images = vit(depth=12).eval(), torch.randn(ROWS, 3, 32, 32)
+    net, images = looking(vit(depth=12)), torch.randn(ROWS, 3, 32, 32)
     with torch.autocast("cpu", dtype):
         (turn,) = mixwell.create("tl_align", 7).bind(net, images).turns(net, images, torch.arange(ROWS))
     torch.testing.assert_close(turn.targets.weights.sum(1), torch.ones(ROWS), rtol=0, atol=1e-5)
@@ -260,7 +267,7 @@ def test_shares_do_not_drift_under_autocast(dtype, vit):
 )
 def test_it_acts_with_others(text, vit):
     net, images = vit(), torch.randn(ROWS, 3, 32, 32)
-    recipe = mixwell.create(text, 7).bind(net, images)
+    recipe = mixwell.create(text, 7, pixels=mixwell.Pixels((0.5,), (0.25,))).bind(net, images)
     for _ in range(3):
         (turn,) = recipe.turns(net, images, torch.arange(ROWS))
         turn.loss.backward()

@@ -72,7 +72,7 @@ class PatchBox(Blend):
             raise ParameterError(f"patch must be a whole number of pixels ≥ 1, or left out, got {patch!r}.")
         self.patch = patch
         self.per = per_of(per)
-        self.tokens = (1.0, 1.0)
+        self.density = (1.0, 1.0)
         """Tokens per pixel along the height and the width."""
 
     def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
@@ -85,13 +85,13 @@ class PatchBox(Blend):
             want = Want("features", "block:0")
             seen = seen_on_example(anatomy, "The box of whole patches", [want])[want]
             height, width = anatomy.example_for("The box of whole patches").shape[2:]
-            self.tokens = seen.shape[2] / height, seen.shape[3] / width
+            self.density = seen.shape[2] / height, seen.shape[3] / width
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+    def grid_in(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens that an image of the given size has."""
         if self.patch is not None:
             return max(size[0] // self.patch, 1), max(size[1] // self.patch, 1)
-        return max(round(size[0] * self.tokens[0]), 1), max(round(size[1] * self.tokens[1]), 1)
+        return max(round(size[0] * self.density[0]), 1), max(round(size[1] * self.density[1]), 1)
 
     def draw(self, rows: int, rng: Generator) -> np.ndarray:
         """(B, 2) or (1, 2) centres, uniform in [0, 1): row, column."""
@@ -107,7 +107,7 @@ class PatchBox(Blend):
     ) -> Mix:
         size, outer = (images.shape[2], images.shape[3]), lam.detach().cpu().numpy()
         pixels = scene.batch.images
-        grid = self.grid((pixels.shape[2], pixels.shape[3]))
+        grid = self.grid_in((pixels.shape[2], pixels.shape[3]))
         boxes = token_boxes(outer, draws, grid, size)
         own = torch.from_numpy(1 - area_of(boxes, size))
 
