@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from scipy import stats
 
 import mixwell
 from mixwell.core.rng import Streams
+from mixwell.core.targets import summed
 from mixwell.sample.attention.smmix import (
     AttentionRegion,
     divergence,
@@ -255,6 +258,18 @@ def test_the_terms_by_hand(vit):
     mixed_p = share * clean.softmax(1) + (1 - share) * clean.softmax(1)[mix.sources[:, 1]]
     assert not torch.allclose(turn.parts["smmix/Consistency"], (mixed_p * (mixed_p / q).log()).sum(1).mean())
     torch.testing.assert_close(turn.loss, sum(turn.parts.values()))
+
+
+@pytest.mark.parametrize("saliency", ["cam", "spectral"])
+def test_clean_logits_are_of_the_network_before_the_step(saliency, cnn):
+    """Also where nothing else is seen of the clean batch: the pass over the mix moves BatchNorm's statistics."""
+    net, images = cnn().train(), 3 * torch.randn(6, 3, 32, 32) + 1
+    with torch.no_grad():
+        clean = copy.deepcopy(net).eval()(images)
+    recipe = mixwell.create(f"smmix(switch_prob=1, saliency={saliency})", 7, seed=1).bind(net, images)
+    (turn,) = recipe.turns(net, images, torch.arange(6))
+    mixed = summed(clean, turn.targets.sources, turn.targets.weights)
+    torch.testing.assert_close(turn.parts["smmix/Consistency"], divergence(turn.logits, mixed))
 
 
 def test_weights_of_the_terms(vit):

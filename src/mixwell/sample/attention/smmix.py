@@ -303,6 +303,9 @@ class Consistency(Term):
         super().__init__()
         self.weight = number_in("consistency_weight", weight, 0)
 
+    def views(self) -> tuple[Want, ...]:
+        return (Want("logits"),)
+
     def value(self, step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
         assert step.scene.views is not None, "a piece that needs a network is asked only where there is one"
         mixed = summed(step.scene.views.logits, step.mix.sources, step.mix.weights)
