@@ -100,6 +100,15 @@ PAPER = {
     },
     "attribute_mix": {"attributes": 3, "threshold": 0.5, "attribute_weight": 1.0, "prob": 0.5},
     "attentive_cutmix": {"top_k": 6, "grid": 7, "reduce": "mean", "label": "area", "prob": 1.0},
+    "smmix": {
+        "switch_prob": 0.5,
+        "scale": (0.25, 0.75),
+        "saliency": "patch_attention",
+        "fine_weight": 1.0,
+        "consistency_weight": 1.0,
+        "mixup_alpha": 0.8,
+    },
+    "tl_align": {"alpha": 1.0, "patch": None},
     "supermix": {
         "k": 2,
         "alpha": 3.0,
@@ -136,15 +145,8 @@ PAPER = {
     "recursive_mix": {"alpha": 0.5, "omega": 0.5, "interpolation": "nearest"},
     "stackmix": {"recipe": None, "axis": "height", "resize": False},
     "yoco": {"recipe": None},
-    "smmix": {
-        "switch_prob": 0.5,
-        "scale": (0.25, 0.75),
-        "saliency": "patch_attention",
-        "fine_weight": 1.0,
-        "consistency_weight": 1.0,
-        "mixup_alpha": 0.8,
-    },
-    "tl_align": {"alpha": 1.0, "patch": None},
+    "genlabel": {"density": "gaussian", "covariance": "own", "ridge": 1e-4, "top_k": None, "alpha": 1.0},
+    "metamixup": {"alpha": 1.0, "normalise": True, "every": 1, "lookahead": "all"},
     "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
 }
 """What the papers say; `per` is "sample" everywhere, and `prob` is 1 where nothing is said."""
