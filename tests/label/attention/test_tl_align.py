@@ -232,6 +232,26 @@ def test_shares_give_the_labels_of_the_paper(host, size, options, vit):
     assert (turn.targets.weights - mix.weights).abs().amax() > 0.02, "labels are those of the area"
 
 
+def test_behind_the_last_block_labels_are_those_of_the_mix(vit):
+    """There nothing is left to be carried; in front of a block labels start where the mix is made."""
+    net, images = looking(vit(depth=4)), torch.randn(ROWS, 3, 32, 32)
+    found = {}
+    for site in (1, -1):
+        recipe = mixwell.create(f"manifold_mixup(sites=({site},)) + tl_align", 7, seed=1).bind(net, images)
+        (turn,) = recipe.turns(net, images, torch.arange(ROWS))
+        area = (
+            recipe.options[0]
+            .mix(
+                images,
+                mixwell.Scene(mixwell.Batch(images, torch.arange(ROWS)), recipe.options[0].draw(ROWS, Streams(1), 0)),
+            )
+            .weights
+        )
+        found[site] = (turn.targets.weights - area).abs().amax()
+    assert found[-1] == 0
+    assert found[1] > 0.02
+
+
 def test_whole_images_keep_their_labels(vit):
     """λ = 1 gives an empty box, which is not drawn again."""
     net, images = vit().eval(), torch.randn(ROWS, 3, 32, 32)
