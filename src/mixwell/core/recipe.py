@@ -179,13 +179,13 @@ class _Option(Policy):
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
         held_out = data.at(clock.step) if any(piece.held_out for piece in self.pieces) else None
-        scene = Scene(batch, draws, looks, site, clock, held_out, loss=self.criterion)
+        scene = Scene(batch, draws, looks, site, clock, held_out=held_out, loss=self.criterion)
         scene.attempt = partial(self._attempt, probe, scene)
         return scene
 
     def _views_in(self, scene: Scene) -> tuple[Tensor, ...]:
         """The images that go into the step's mix, made once."""
-        found: tuple[Tensor, ...] = scene.once(self, partial(self.views, scene))
+        found: tuple[Tensor, ...] = scene.once(self, partial(self.views, scene), "views")
         return found
 
     def _run(self, probe: Probe, model: nn.Module, scene: Scene) -> tuple[Step, Mix | None]:
