@@ -8,7 +8,8 @@ import mixwell
 from mixwell.conformance import Case, GivenAttention, close, equal, one_turn
 from mixwell.core.targets import summed
 from mixwell.ops.tokens import grid_of, token_masks
-from mixwell.sample.attention.smmix import peak_windows, regional_means, regional_targets, window_sums
+from mixwell.ops.windows import window_sums
+from mixwell.sample.attention.smmix import peak_windows, regional_means, regional_targets
 
 SOURCE = "official code"
 INPUTS = (
@@ -109,7 +110,7 @@ def replay(case: Case) -> dict[str, np.ndarray]:
     maps = 2 * views[mixwell.Want("patch_attention", -1)]
     maps = maps.unflatten(1, grid)
     sides = torch.from_numpy(side)
-    sums = window_sums(maps, sides)
+    sums = window_sums(maps, torch.stack((sides, sides), 1))
     pooled = regional_means(case.tensor("tokens")[:, 1:].transpose(1, 2).unflatten(2, grid), mix.masks)
     labels = regional_targets(mix).dense(classes, smoothing).unflatten(0, (len(x), 2))
     answers = {

@@ -16,13 +16,10 @@ from mixwell.core.targets import summed
 from mixwell.sample.attention.smmix import (
     AttentionRegion,
     divergence,
-    paste,
     peak_windows,
     regional_means,
     regional_targets,
     sides_of,
-    window_sums,
-    windows_at,
 )
 
 PERM = np.array([3, 0, 5, 1, 2, 4])
@@ -48,22 +45,6 @@ def partners_of(index, rows=6):
 
 
 # Windows
-
-
-@pytest.mark.parametrize("size", [(8, 8), (3, 7), (5, 4)], ids=str)
-def test_sums_of_windows(size):
-    maps, sides = torch.rand(4, *size), torch.tensor([1, 2, 3, 2])
-    sums = window_sums(maps, sides)
-    for row, i, j in np.ndindex(4, *size):
-        side = sides[row].item()
-        if i + side > size[0] or j + side > size[1]:
-            assert sums[row, i, j].isnan()
-        else:
-            expected = maps[row, i : i + side, j : j + side].double().sum()
-            torch.testing.assert_close(sums[row, i, j], expected)
-    torch.testing.assert_close(
-        window_sums(maps, torch.tensor([2])), window_sums(maps, torch.full((4,), 2)), equal_nan=True
-    )
 
 
 def test_least_and_most_attended_by_hand():
@@ -98,34 +79,7 @@ def test_sides_of_the_smallest_maps():
     assert sides_of(points, (0.25, 0.75), (2, 2)).tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("size", [(64, 48), (30, 37), (8, 6), (4, 3), (1, 1)], ids=str)
-def test_windows_at_any_size_are_equally_large_and_inside(size):
-    """Of patches where the grid divides the image; never empty."""
-    corners = torch.cartesian_prod(torch.arange(6), torch.arange(4))
-    boxes = windows_at(corners, np.array([3]), (8, 6), size)
-    tall, wide = (boxes[:, 1::2] - boxes[:, ::2]).unique(dim=0)[0].tolist()
-    assert len((boxes[:, 1::2] - boxes[:, ::2]).unique(dim=0)) == 1
-    assert (tall, wide) == (max(3 * size[0] // 8, 1), max(3 * size[1] // 6, 1))
-    assert (boxes[:, ::2] >= 0).all()
-    assert (boxes[:, 1::2] <= torch.tensor(size)).all()
-    if size == (64, 48):
-        assert torch.equal(boxes, 8 * windows_at(corners, np.array([3]), (8, 6), (8, 6)))
-
-
 # Mixes
-
-
-@pytest.mark.parametrize("size", [(32, 32), (24, 40), (31, 18)], ids=str)
-def test_boxes_of_the_partner_in_boxes_of_the_image(size):
-    images = torch.randn(6, 3, *size)
-    into = torch.tensor([[0, 9, 3, 8], [2, 11, 13, 18], [5, 6, 0, 1], [0, 16, 0, 16], [4, 14, 2, 16], [1, 24, 1, 18]])
-    shift = torch.tensor([[3, 0], [0, -13], [0, 17], [8, 0], [-4, 1], [-1, 0]])
-    out_of = into + shift.repeat_interleave(2, 1)
-    mixed = paste(images, partners_of(PERM), into, out_of)
-    expected = images.clone()
-    for row, (a, b) in enumerate(zip(into.tolist(), out_of.tolist(), strict=True)):
-        expected[row, :, a[0] : a[1], a[2] : a[3]] = images[PERM[row], :, b[0] : b[1], b[2] : b[3]]
-    assert torch.equal(mixed, expected)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=str)

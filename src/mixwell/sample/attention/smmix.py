@@ -8,7 +8,7 @@ block tells where the image loses a square of tokens, and which square of the pa
 the label follows the area. Two terms are added to the loss: what the network says of each of the two regions, its
 output tokens averaged and classified by a linear head of their own, is trained on that region's label; and what it says
 of the whole is pulled towards its own mixed predictions for the clean images. Equations: best windows →
-`window_sums`, `peak_windows`; x̃ → `paste`; L_fine → `RegionalLoss`; L_con → `Consistency`.
+`peak_windows`; x̃ → `mixwell.ops.windows.moved`; L_fine → `RegionalLoss`; L_con → `Consistency`.
 
 One batch in two is plain mixup (`switch_prob`), with the label's cross-entropy alone.
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from numpy.random import Generator
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ from mixwell.core.registry import Pieces, method
 from mixwell.core.saliency import Source, saliency_of
 from mixwell.core.targets import Targets, summed
 from mixwell.ops.boxes import kept
-from mixwell.ops.gather import gathered
+from mixwell.ops.windows import moved, sides_in_pixels, window_sums, windows_at
 from mixwell.probe import Anatomy, Want, seen_on_example
 
 __all__ = [
@@ -47,13 +47,10 @@ __all__ = [
     "Consistency",
     "RegionalLoss",
     "divergence",
-    "paste",
     "peak_windows",
     "regional_means",
     "regional_targets",
     "sides_of",
-    "window_sums",
-    "windows_at",
 ]
 
 
@@ -72,70 +69,11 @@ def sides_of(
     return sides
 
 
-def window_sums(maps: Float[Tensor, "b h w"], sides: Int64[Tensor, " #b"]) -> Float[Tensor, "b h w"]:
-    """The sum of each square window, at the place of its top left corner; NaN where it would leave the map.
-
-    In fp64, where sums of equal values are equal.
-
-    Args:
-        maps: (B, H, W) floating.
-        sides: (B,) or (1,) sides of the windows.
-    """
-    sums = maps.double()
-    for _ in range(2):  # along the rows, then along the columns, and transposed in between
-        length = sums.shape[2]
-        ends = torch.arange(length, device=sums.device) + sides[:, None]
-        upto = F.pad(sums.cumsum(2), (1, 0))
-        index = ends.clamp_max(length)[:, None].expand(len(sums), sums.shape[1], -1)
-        found = upto.gather(2, index) - upto[:, :, :-1]
-        sums = found.masked_fill((ends > length)[:, None], torch.nan).transpose(1, 2)
-    return sums
-
-
 def peak_windows(maps: Float[Tensor, "b h w"], sides: Int64[Tensor, " #b"]) -> Int64[Tensor, "b 2"]:
     """Row and column of the top left corner of the square window of greatest sum, the first of equal ones."""
-    place = window_sums(maps, sides).nan_to_num(-torch.inf).flatten(1).argmax(1)
+    sums = window_sums(maps, torch.stack((sides, sides), 1))
+    place = sums.nan_to_num(-torch.inf).flatten(1).argmax(1)
     return torch.stack((place // maps.shape[2], place % maps.shape[2]), 1)
-
-
-def windows_at(
-    corners: Int64[Tensor, "b 2"], sides: Int64[np.ndarray, " #b"], grid: tuple[int, int], size: tuple[int, int]
-) -> Int64[Tensor, "b 4"]:
-    """The windows of a grid as boxes at the size of an image, of at least a pixel; those of one side are equally large.
-
-    Args:
-        corners: (B, 2) row and column of the grid.
-        sides: (B,) or (1,) sides in places of the grid.
-        grid: rows and columns.
-        size: height and width of the image.
-    """
-    low = torch.stack([corners[:, axis] * size[axis] // grid[axis] for axis in (0, 1)], 1)
-    return torch.stack((low, low + onto(_pixels(sides, grid, size), low)), 2).flatten(1)
-
-
-def _pixels(sides: Int64[np.ndarray, " #b"], grid: tuple[int, int], size: tuple[int, int]) -> Int64[np.ndarray, "#b 2"]:
-    """Height and width of the windows in pixels."""
-    pixels: np.ndarray = np.maximum(sides[:, None] * np.array(size) // np.array(grid), 1)
-    return pixels
-
-
-def paste(
-    images: Float[Tensor, "b c h w"], partners: Partners, into: Int[Tensor, "b 4"], out_of: Int[Tensor, "b 4"]
-) -> Float[Tensor, "b c h w"]:
-    """The images with boxes of their partners in boxes of the same size.
-
-    Args:
-        images: (B, C, H, W).
-        into: (B, 4) where the partner is shown.
-        out_of: (B, 4) what of it.
-    """
-    size = (images.shape[2], images.shape[3])
-    rows, columns = (
-        (torch.arange(side, device=images.device) + (out_of - into)[:, low : low + 1]).clamp(0, side - 1)
-        for low, side in ((0, size[0]), (2, size[1]))
-    )
-    # With weights 0 and 1 lerp copies exactly, and is several times as fast as `where` with a mask that broadcasts.
-    return gathered(images, partners.column(), rows, columns).lerp_(images, kept(into, size, images.dtype))
 
 
 class AttentionRegion(Blend):
@@ -191,14 +129,14 @@ class AttentionRegion(Blend):
                 "patches, or another saliency."
             )
         sides = sides_of(draws, self.scale, grid)
-        along = onto(sides, maps)
+        along, squares = onto(sides, maps), np.stack((sides, sides), 1)
         least, most = peak_windows(-maps, along), peak_windows(partners.of(maps), along)
 
         def boxes(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-            return windows_at(least, sides, grid, size), windows_at(most, sides, grid, size)
+            return windows_at(least, squares, grid, size), windows_at(most, squares, grid, size)
 
         def apply(x: Tensor) -> Tensor:
-            return paste(x, partners, *boxes((x.shape[2], x.shape[3])))
+            return moved(x, partners, *boxes((x.shape[2], x.shape[3])))
 
         into, out_of = boxes(size)
 
@@ -208,8 +146,8 @@ class AttentionRegion(Blend):
         def origins(mix: Mix) -> Tensor:
             return torch.cat((kept(into, size), 1 - kept(out_of, size)), 1)
 
-        own = torch.from_numpy(1 - _pixels(sides, grid, size).prod(1) / (size[0] * size[1]))
-        mixed = paste(images, partners, into, out_of)
+        own = torch.from_numpy(1 - sides_in_pixels(squares, grid, size).prod(1) / (size[0] * size[1]))
+        mixed = moved(images, partners, into, out_of)
         return Mix.of_pair(mixed, partners, own, apply, area=own, make_masks=masks, make_origins=origins)
 
 
