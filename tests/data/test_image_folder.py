@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from mixwell.core.errors import DataError
 from mixwell.data import Loader, held_out, load
+from mixwell.data.split import unaugmented
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -126,6 +128,9 @@ def test_crops_say_where_images_of_a_folder_lie(tmp_path, augment, size):
         assert ((image[1] - columns).abs()[shown] < 3.5).all()
     assert len(crops.unique(dim=0)) > 15
     assert "crop" not in next(Loader(data.test, 20, pixels=data.pixels).epoch(0)).extras
+    plain, stored = load(f"imagefolder:{tmp_path}", size=32).train, unaugmented(Subset(data.train, [3, 1]))
+    assert torch.equal(stored[0][0], plain[3][0])
+    assert len(stored[1]) == 2
 
 
 def test_missing_folder(tmp_path):

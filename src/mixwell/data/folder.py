@@ -121,6 +121,10 @@ class ImageFolder(Dataset[Any]):
         except OSError as error:
             raise DataError(f"{path} cannot be decoded as an image ({error}). Repair or remove the file.") from error
 
+    def unaugmented(self) -> ImageFolder:
+        """The same images without augmentation."""
+        return ImageFolder(self.paths, self.targets, size=self.size)
+
     def subset(self, rows: Int64[np.ndarray, " r"], *, augment: str | None) -> ImageFolder:
         """The rows `rows` as a set of their own."""
         picked = rows.tolist()

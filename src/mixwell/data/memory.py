@@ -62,6 +62,10 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         images = torch.from_numpy(self._stored[rows]).expand(-1, self.images.shape[1], -1, -1)
         return InMemory(images, self.labels[torch.from_numpy(rows)], augment=augment)
 
+    def unaugmented(self) -> InMemory:
+        """The same images without augmentation."""
+        return InMemory(self.images, self.labels)
+
     def rows(
         self, index: Int64[np.ndarray, " b"], draws: UInt64[np.ndarray, "n 4"] | None
     ) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], dict[str, Tensor]]:
