@@ -250,6 +250,14 @@ def test_a_criterion_also_acts_on_plain_batches(registered):
     assert type(mixed.criterion) is type(plain.criterion) is SoftmaxBinaryCrossEntropy
 
 
+def test_the_gates_own_criterion_acts_on_all_batches():
+    mixed, plain = mixwell.create("manifold_mixup(prob=0.5, criterion=softmax_bce)").options
+    assert plain.blend is None
+    assert type(mixed.criterion) is type(plain.criterion) is SoftmaxBinaryCrossEntropy
+    _, plain = mixwell.create("manifold_mixup(prob=0.5, criterion=softmax_bce)", criterion="cross_entropy").options
+    assert type(plain.criterion) is SoftCrossEntropy
+
+
 def test_a_term_that_needs_a_mix_is_left_out_on_plain_batches(registered):
     registered("single", lambda: Pieces(Penalty()))
     mixed, plain = mixwell.create("cutmix(prob=0.5) + single").options
