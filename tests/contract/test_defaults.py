@@ -49,6 +49,15 @@ PAPER = {
         "delta": 3.0,
         "prob": None,
     },
+    "tokenmix": {
+        "lam": 0.5,
+        "variant": "blocks",
+        "grid": None,
+        "saliency": None,
+        "rule": "paper",
+        "switch_prob": 0.5,
+        "mixup_alpha": 0.8,
+    },
     "snapmix": {"beta": 5.0, "saliency": "cam", "same_label": "paper", "prob": 1.0},
     "saliency_grafting": {
         "alpha": 2.0,
