@@ -158,6 +158,7 @@ class Step:
         outputs: what the training pass over the mix returned.
         clean: what the training pass over the clean batch returned, if a piece asked for one.
         moments: the maps whose moments were changed, by site, as the network went on with them.
+        notes: numbers that pieces tell the log, by name.
     """
 
     scene: Scene
@@ -165,6 +166,7 @@ class Step:
     outputs: Outputs
     clean: Outputs | None = None
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> Batch:
@@ -185,6 +187,7 @@ class Piece(nn.Module):
         shared: whether its draws are the same on all ranks (decisions of which site or branch).
         clean: whether it needs a training pass over the clean batch.
         held_out: whether it looks at images that are kept from training (`Recipe.use_data`).
+        tokens: whether it needs a transformer's tokens, besides the attention that it wants.
     """
 
     slot: ClassVar[Slot]
@@ -193,6 +196,7 @@ class Piece(nn.Module):
     shared: bool = False
     clean: bool = False
     held_out: bool = False
+    tokens: bool = False
 
     def draw(self, rows: int, rng: Generator) -> Any:
         """All random numbers of one step for a batch of `rows` images."""
