@@ -85,6 +85,7 @@ class Need(Enum):
     OWN_ROW = "mixes that contain the image's own row"
     DIFFERENTIABLE = "a blend that is differentiable in λ"
     VIEWS = "several views of each image"
+    ALIGNED = "mixes whose pixels keep their places"
 
 
 @dataclass(eq=False)
@@ -319,6 +320,11 @@ class Blend(Piece):
     by_channel: bool = False
     shows_shares: bool = True
     exact: bool = True
+
+    @property
+    def offers(self) -> frozenset[Need]:
+        """All that pieces may need of its mixes: what it gives, and that it is aligned."""
+        return self.gives | {Need.ALIGNED} if self.aligned else self.gives
 
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene

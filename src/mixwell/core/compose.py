@@ -165,9 +165,11 @@ def _resolve(parts: list[_Part], *, lenient: bool = False) -> Chosen:
     _take_blend(chosen, offers, essential)
     maker = chosen.owners.get(chosen.pieces[Slot.BLEND]) if Slot.BLEND in chosen.pieces else None
     for piece, slug in sorted(offers, key=lambda offer: offer[1] != maker):
-        if piece.slot is not Slot.BLEND and piece.slot not in chosen.pieces and not _objection(piece, chosen):
-            chosen.pieces[piece.slot] = piece
-            chosen.owners[piece] = slug
+        stranger = piece.slot is Slot.PLACE and slug != maker  # a place is suggested for the method's own blend
+        if piece.slot in chosen.pieces or stranger or piece.slot is Slot.BLEND or _objection(piece, chosen):
+            continue
+        chosen.pieces[piece.slot] = piece
+        chosen.owners[piece] = slug
     for piece in essential:
         objection = _objection(piece, chosen)
         if objection and not lenient:
@@ -253,7 +255,7 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
             f"needs {' and '.join(sorted(need.value for need in broken & piece.needs))}, which the labels of "
             f"{chosen.owners[cast(Piece, label)]} do not have. Take one of them."
         )
-    missing = piece.needs - blend.gives - met
+    missing = piece.needs - blend.offers - met
     if missing:
         return (
             f"needs {' and '.join(sorted(need.value for need in missing))}, which {name} does not give. "
@@ -266,4 +268,5 @@ def _remedy(missing: frozenset[Need]) -> str:
     return {
         Need.MASKS: "Take a blend that cuts or masks, such as cutmix.",
         Need.DIFFERENTIABLE: "Take a blend that is smooth in λ, such as mixup.",
+        Need.ALIGNED: "Take a blend that moves no pixels, such as cutmix.",
     }.get(min(missing, key=lambda need: need.name), "Take a blend of two images, such as mixup or cutmix.")
