@@ -49,6 +49,13 @@ PAPER = {
         "delta": 3.0,
         "prob": None,
     },
+    "token_labeling": {
+        "beta": 0.5,
+        "alpha": 1.0,
+        "maps": "teacher",
+        "ground_truth": False,
+        "rule": "paper",
+    },
     "tokenmix": {
         "lam": 0.5,
         "variant": "blocks",
