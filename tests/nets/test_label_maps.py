@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import mixwell
 from mixwell.core.artefacts import Workshop
@@ -35,10 +34,6 @@ class Colours(nn.Module):
         return self.fc(self.layer1(images).mean((2, 3)))
 
 
-class Recoloured(nn.Module):
-    """Makes `classes` channels of the three of a picture, so that its places have as many classes."""
-
-
 def annotator(classes: int = 4, count: int = 5, **options) -> Annotator:
     teacher = Pretrained(owner="the test")
     teacher.use(Colours(classes, **options))
@@ -48,11 +43,10 @@ def annotator(classes: int = 4, count: int = 5, **options) -> Annotator:
 def batches_of(rows: int = 10, classes: int = 4, size: int = 8, start: int = 0) -> list[mixwell.Batch]:
     images = torch.rand(rows, classes, size, size, generator=torch.Generator().manual_seed(1))
     index = torch.arange(rows) + start
-    batches = [
+    return [
         mixwell.Batch(images[i], torch.arange(rows)[i] % classes, PIXELS, index[i])
         for i in ([3, 0, 1], [2], [9, 4, 5, 6, 7, 8])
     ]
-    return batches
 
 
 def workshop(batches: list[mixwell.Batch], folder: Path, classes: int | None = 4, **options) -> Workshop:
@@ -158,23 +152,10 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
     maps.prepare(workshop(batches_of(), tmp_path))
     with pytest.raises(mixwell.BatchError, match="made of 10 images, got index 12"):
         maps.of(mixwell.Batch(batch.images, batch.labels, index=torch.tensor([0, 12, 3])))
-    with pytest.raises(mixwell.MixwellError, match="each image of the data set once.*10 indices from 5 to 14"):
+    with pytest.raises(mixwell.MixwellError, match=r"each image of the data set once.*10 indices from 5 to 14"):
         annotator().prepare(workshop(batches_of(start=5), tmp_path / "other"))
     with pytest.raises(mixwell.ModelError, match="a teacher of the recipe's 9 classes, got one of 4"):
         annotator().prepare(workshop(batches_of(), tmp_path, classes=9))
-
-
-class Smooth(Dataset):
-    """Pictures of a set as items, augmented and told where by an in-memory twin; not an InMemory set itself."""
-
-    def __init__(self, twin: InMemory) -> None:
-        self.twin = twin
-
-    def __len__(self) -> int:
-        return len(self.twin)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.twin[index]
 
 
 def clouds(rows: int, size: tuple[int, int]) -> Tensor:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from mixwell.core.artefacts import Workshop
 from mixwell.core.axes import Criterion, Label, Need, Per, Scene, Step, Term
 from mixwell.core.criteria import SoftCrossEntropy
-from mixwell.core.errors import ParameterError, number_in
+from mixwell.core.errors import ParameterError, SiteError, number_in
 from mixwell.core.places import Hidden
 from mixwell.core.plain import Beta
 from mixwell.core.registry import Pieces, method
@@ -184,6 +184,12 @@ class AtPatches(Hidden):
 
     def __init__(self) -> None:
         super().__init__(("patches",))
+
+    def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
+        try:
+            super().build(anatomy, num_classes)
+        except SiteError as error:
+            raise SiteError(f"{error} Or let another method mix the images: 'cutmix + token_labeling'.") from error
 
 
 def _annotation(scene: Scene, maps: Annotator) -> Annotation:
