@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -77,11 +77,7 @@ def _summed(terms: list[Node]) -> list[Option]:
             return [
                 Option(weight * inner.weight, inner.chosen)
                 for weight, option in term.options
-                for inner in (
-                    _unmixed([_unmixing(other) for other in rest if isinstance(other, Call)])
-                    if isinstance(option, Plain)
-                    else _summed([*_spelled_out(option), *rest])
-                )
+                for inner in (_unmixed(rest) if isinstance(option, Plain) else _summed([*_spelled_out(option), *rest]))
             ]
     if any(isinstance(term, Plain) for term in terms):
         others = " + ".join(str(term) for term in terms if not isinstance(term, Plain))
@@ -121,28 +117,38 @@ def _gated(parts: list[_Part]) -> list[Option]:
             "can. Give one of them, or write the switch out: '0.5*A | 0.5*B'."
         )
     (gate,) = gates
-    kept = [_unmixing(part.call) for part in parts if part is not gate] + [_criterion_of(gate.call)]
-    otherwise = _unmixed(kept) if gate.pieces.otherwise == "none" else _beside(kept, parse(gate.pieces.otherwise))
+    kept, other = [part.call for part in parts if part is not gate], gate.pieces.otherwise
+    otherwise = _unmixed(kept, gate.call) if other == "none" else _beside(kept, gate.call, parse(other))
     rest = [Option((1 - gate.pieces.prob) * option.weight, option.chosen) for option in otherwise]
     return [Option(gate.pieces.prob, chosen), *rest]
 
 
-def _unmixed(kept: list[_Part]) -> list[Option]:
-    """Batches without mixing, under what the methods say about single images and the loss, as far as that can act."""
-    return [Option(1.0, _resolve(kept, lenient=True))]
+def _unmixed(terms: Iterable[Node], gate: Call | None = None) -> list[Option]:
+    """Batches without mixing, under what the terms say about single images and the loss, as far as that can act."""
+    return [Option(1.0, _resolve(_kept(terms, gate), lenient=True))]
 
 
-def _beside(kept: list[_Part], mixed: Node) -> list[Option]:
-    """Another mix, under what the methods say about single images and the loss, as far as that can act on it."""
+def _beside(terms: Sequence[Node], gate: Call, mixed: Node) -> list[Option]:
+    """Another mix, under what the terms say about single images and the loss, as far as that can act on it."""
+    if isinstance(mixed, Switched):
+        return [
+            Option(weight * inner.weight, inner.chosen)
+            for weight, option in mixed.options
+            for inner in _beside(terms, gate, option)
+        ]
     calls = mixed.terms if isinstance(mixed, Sum) else (mixed,)
-    return [Option(1.0, _resolve([*(_part(call) for call in calls if isinstance(call, Call)), *kept], lenient=True))]
+    own = [_part(call) for call in calls if isinstance(call, Call)]
+    return [Option(1.0, _resolve([*own, *_kept(terms, gate)], lenient=True))]
 
 
-def _criterion_of(call: Call) -> _Part:
-    """The criterion of the method that says when to mix: it holds for all batches."""
-    pieces = _part(call).pieces
+def _kept(terms: Iterable[Node], gate: Call | None) -> list[_Part]:
+    """What terms say about single images and the loss, and the criterion of the method that says when to mix."""
+    kept = [_unmixing(term) for term in terms if isinstance(term, Call)]
+    if gate is None:
+        return kept
+    pieces = _part(gate).pieces
     criteria = (piece for piece in (*pieces.essential, *pieces.suggested) if piece.slot is Slot.CRITERION)
-    return _Part(call, Pieces((), tuple(criteria)), False)
+    return [*kept, _Part(gate, Pieces((), tuple(criteria)), False)]
 
 
 def _unmixing(call: Call) -> _Part:
