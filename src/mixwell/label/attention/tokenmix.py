@@ -147,17 +147,24 @@ def activation_shares(
         sources: (R, K) rows.
         areas: (R, K) shares of sources whose map is 0, or that are no rows of the batch; None for shares of 0.
     """
-    rows, total = sources.clamp_max(len(maps) - 1), maps.sum((1, 2))
-    if origins.shape[2:] != (1, 1):  # otherwise all of an image counts alike
-        origins = resized(origins.float().flatten(0, 1), (maps.shape[1], maps.shape[2])).view(
-            *origins.shape[:2], *maps.shape[1:]
-        )
-    normalised = maps / (total[:, None, None] + 1e-8)
-    shares = (origins.float() * normalised[rows]).sum((2, 3))
-    known = sources < len(maps)
+    rows, total, known = sources.clamp_max(len(maps) - 1), maps.sum((1, 2)), sources < len(maps)
+    shares = (_in_cells(origins, maps) * _normalised(maps)[rows]).sum((2, 3))
     if areas is None:
         return shares * known
     return torch.where(known & (total > 1e-6)[rows], shares, areas)
+
+
+def _normalised(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """Maps with sum 1; those that are 0 stay so."""
+    return maps / (maps.sum((1, 2), keepdim=True) + 1e-8)
+
+
+def _in_cells(shown: Float[Tensor, "#r k #y #x"], maps: Float[Tensor, "b h w"]) -> Float[Tensor, "#r k #h #w"]:
+    """What is shown of each cell of maps."""
+    if shown.shape[2:] == (1, 1):  # the same everywhere
+        return shown.float()
+    found = resized(shown.float().flatten(0, 1), (maps.shape[1], maps.shape[2]))
+    return found.view(*shown.shape[:2], *maps.shape[1:])
 
 
 def smoothed_by_halves(
@@ -311,6 +318,14 @@ class TeacherShares(Label):
             origins = mix.weights[:, :, None, None]
         areas = None if self.rule == "code" else mix.weights
         return mix.targets(activation_shares(self.activation(step.scene), origins, mix.sources, areas))
+
+    def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"] | None:
+        """The activation that counts, of each image where it shows; None where a saliency tells it, or images move."""
+        mix = step.mix
+        if self.maps is None or mix.masks is None or mix.make_origins is not None:
+            return None
+        maps = self.activation(step.scene)
+        return (_in_cells(mix.masks, maps) * _normalised(maps)[mix.sources]).sum(1)
 
 
 class RowCrossEntropy(BinaryCrossEntropy):
