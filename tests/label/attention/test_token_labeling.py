@@ -346,11 +346,25 @@ def test_it_trains_from_the_command_lines_config(tmp_path, monkeypatch, augment)
         ("mixup + token_labeling", "token_labeling needs masks"),
         ("resizemix + token_labeling", "needs mixes whose pixels keep their places, which resizemix does not give"),
         ("transmix + token_labeling", "both decide the label"),
+        (
+            "cutmix + token_labeling + decouplemix",
+            "decouplemix needs mixes of exactly two sources, which the labels of",
+        ),
     ],
 )
 def test_what_cannot_act_is_refused(text, reason):
     with pytest.raises(mixwell.IncompatibleRecipe, match=reason):
         mixwell.create(text)
+
+
+def test_criteria_of_pairs_judge_the_class_and_tokens_have_cross_entropy(cnn):
+    model, batch = cnn().eval(), batch_of()
+    turn, plain = (
+        turn_of(bound(f"cutmix(per=batch) + token_labeling(maps=none){more}", model), model, batch, 0.4)
+        for more in (" + decouplemix", "")
+    )
+    assert turn.parts["criterion"] > plain.parts["criterion"]
+    assert turn.parts["token_labeling"] == plain.parts["token_labeling"]
 
 
 def test_a_network_without_patches_is_told_what_would_work(cnn):

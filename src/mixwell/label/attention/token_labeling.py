@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from mixwell.core.artefacts import Workshop
 from mixwell.core.axes import Criterion, Label, Need, Per, Scene, Step, Term
-from mixwell.core.criteria import SoftCrossEntropy
+from mixwell.core.criteria import BinaryCrossEntropy, PerSource, SoftCrossEntropy
 from mixwell.core.errors import ParameterError, SiteError, number_in
 from mixwell.core.places import Hidden
 from mixwell.core.plain import Beta
@@ -209,6 +209,7 @@ class ClassLabels(Label):
     def __init__(self, maps: Annotator | None, *, ground_truth: bool = False, rule: Rule = "paper") -> None:
         super().__init__()
         self.maps, self.ground_truth, self.rule = maps, ground_truth, rule
+        self.breaks = frozenset() if maps is None else frozenset({Need.PAIR})  # a teacher's label is of many classes
 
     def prepare(self, workshop: Workshop) -> None:
         if self.maps is not None:
@@ -284,9 +285,9 @@ class TokenLoss(Term):
     def _losses(
         self, logits: Tensor, labels: SparseLabels, sources: Tensor, shown: Tensor, criterion: Criterion
     ) -> Float[Tensor, "r n"]:
-        """The criterion on every token."""
+        """Cross-entropy of every token, or the criterion where that is binary, weighted or the user's own."""
         classes = logits.shape[2]
-        if type(criterion) in (SoftCrossEntropy, MachineSmoothing) and criterion.class_weights is None:
+        if not isinstance(criterion, BinaryCrossEntropy | PerSource) and criterion.class_weights is None:
             rule = self.rule if self.maps is not None else "paper"
             return mixed_cross_entropy(logits, labels.smoothed(criterion.smoothing, classes, rule), sources, shown)
         wanted = torch.einsum("rkn,rknc->rnc", shown, labels.dense(classes).expand(-1, logits.shape[1], -1)[sources])
