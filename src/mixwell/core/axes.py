@@ -425,6 +425,10 @@ class Criterion(Piece):
         """What each row counts in the mean; None for 1 each."""
         return None
 
+    def probabilities(self, logits: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        """What the logits say of each class, in fp32 at least: softmax, or sigmoids where the loss is of these."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+
     def forward(
         self,
         logits: Float[Tensor, "r c"],
