@@ -138,6 +138,7 @@ PAPER = {
     "yoco": {"recipe": None},
     "lumix": {"weight": 1.0},
     "mixupe": {"variant": "paper", "threshold": None},
+    "metamixup": {"alpha": 1.0, "normalise": True, "every": 1, "lookahead": "all"},
     "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
 }
 """What the papers say; `per` is "sample" everywhere, and `prob` is 1 where nothing is said."""
