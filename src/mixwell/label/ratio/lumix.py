@@ -141,9 +141,7 @@ class Hinge(Term):
 
     def value(self, step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
         p = criterion.probabilities(step.outputs.logits)
-        rows, valid = hinge(p, targets.dense(p.shape[1]).to(p.dtype)), step.mix.valid
-        mean = rows.mean() if valid is None else torch.where(valid, rows, 0).sum() / valid.sum().clamp_min(1)
-        return self.weight * mean
+        return self.weight * step.mix.mean(hinge(p, targets.dense(p.shape[1]).to(p.dtype)))
 
 
 @method("lumix", section="2.3", paper="2211.15846", venue="ICASSP 2024")
