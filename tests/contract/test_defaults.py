@@ -137,6 +137,7 @@ PAPER = {
     "stackmix": {"recipe": None, "axis": "height", "resize": False},
     "yoco": {"recipe": None},
     "lumix": {"weight": 1.0},
+    "rankmixup": {"weight": 0.1, "margin": None, "mixes": None, "alpha": 2.0},
     "mixupe": {"variant": "paper", "threshold": None},
     "metamixup": {"alpha": 1.0, "normalise": True, "every": 1, "lookahead": "all"},
     "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
