@@ -202,7 +202,7 @@ def network_for(
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             prepared(recipe, channels, size).bind(model, torch.randn(2, channels, *size))
-            recipe.before_epoch(model)
+            recipe.before_epoch(model, mixwell.Clock(1, epoch=1))  # with an epoch behind it
         return model
 
     return make

@@ -90,7 +90,7 @@ def test_any_shape_dtype_and_layout(act, slug, which, case):
         assert (mix.weights >= 0).all()
         torch.testing.assert_close(mix.weights.sum(1), torch.ones(len(mix.weights)))
     if Need.OWN_ROW in blend.gives:
-        assert torch.equal(mix.sources[:, 0], torch.arange(rows))
+        assert torch.equal(mix.sources[:, 0], torch.arange(rows).repeat(len(mix.sources) // rows))
 
 
 @pytest.mark.matrix(keep=12)
@@ -240,7 +240,7 @@ def test_one_draw_per_batch_mixes_all_rows_alike(act, slug, which):
     if policy.looks or policy.remembers or not each_its_own:
         pytest.skip("a network looks at each image, nothing is drawn per pair, or nothing is mixed yet")
     one, each = act(slug, which, per="batch").mix(pictures(7)), act(slug, which).mix(pictures(7))
-    assert len(one.weights.unique(dim=0)) == 1
+    assert len(one.weights[:7].unique(dim=0)) == 1  # of each image's first mix, where it has several
     if Need.MASKS in act(slug, which).blend.gives:
         assert len(one.masks.unique(dim=0)) == 1
         assert len(each.masks.unique(dim=0)) > 1

@@ -87,7 +87,7 @@ def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
     clean = [mixwell.Batch(images, torch.arange(len(images)) % CLASSES)]
     recipe.prepare(lambda: clean, "noise of the pairs").use_data(train=lambda: clean, held_out=lambda: clean)
     recipe.bind(net, example=images)
-    recipe.before_epoch(net)
+    recipe.before_epoch(net, mixwell.Clock(1, epoch=1))
     groups = recipe.parameter_groups(net)
     for turn in recipe.turns(net, images, torch.arange(len(images)) % CLASSES):
         assert torch.isfinite(turn.loss)

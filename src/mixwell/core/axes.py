@@ -124,7 +124,7 @@ class Scene:
         clock: where in the training the step stands.
         pairs: how many λ the blend takes, if one is drawn per pair; for ratios that look through a network.
         partners: who mixes with whom, likewise.
-        held_out: the step's held-out batch, for pieces that ask for one.
+        data: the data beside the batch; None where none is at hand.
         inside: what is at hand at the hidden site while the mix happens there.
         attempt: (λ, call) → logits and targets of the recipe's mix with that λ, as `call(images)` sees it; with a graph
             to λ where the blend has one. None where no network is at hand.
@@ -138,11 +138,20 @@ class Scene:
     clock: Clock = field(default_factory=Clock)
     pairs: int = 0
     partners: Callable[[], Partners] | None = None
-    held_out: Batch | None = None
+    data: Splits | None = None
     inside: Inside | None = None
     attempt: Callable[[Tensor, Callable[[Tensor], Any]], tuple[Tensor, Targets]] | None = None
     loss: Callable[[Tensor, Targets], Tensor] | None = None
     _found: dict[tuple[nn.Module, str], Any] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def held_out(self) -> Batch | None:
+        """The step's held-out batch, read when a piece first asks for it.
+
+        Raises:
+            MixwellError: `Recipe.use_data` told of none.
+        """
+        return None if self.data is None else self.data.at(self.clock.step)
 
     def once(self, owner: nn.Module, find: Callable[[], Any], what: str = "") -> Any:
         """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module.
@@ -454,6 +463,10 @@ class Criterion(Piece):
     def norms(self, targets: Targets) -> Float[Tensor, " r"] | None:
         """What each row counts in the mean; None for 1 each."""
         return None
+
+    def probabilities(self, logits: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        """What the logits say of each class, in fp32 at least: softmax, or sigmoids where the loss is of these."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
 
     def forward(
         self,

@@ -178,8 +178,7 @@ class _Option(Policy):
         """What the sample policy may look at in a step through a network."""
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
-        held_out = data.at(clock.step) if any(piece.held_out for piece in self.pieces) else None
-        scene = Scene(batch, draws, looks, site, clock, held_out=held_out, loss=self.criterion)
+        scene = Scene(batch, draws, looks, site, clock, data=data, loss=self.criterion)
         scene.attempt = partial(self._attempt, probe, scene)
         return scene
 
