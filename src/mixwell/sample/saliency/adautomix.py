@@ -177,10 +177,10 @@ class AdversarialLesson(Lesson):
     """A lesson of an adversary.
 
     Attributes:
-        clean: (B, C) what the teacher's mixed classifier says about the clean batch.
+        clean: (B, classes) what the teacher's mixed classifier says about the clean batch.
     """
 
-    clean: Float[Tensor, "b c"]
+    clean: Float[Tensor, "b classes"]
 
 
 @dataclass(eq=False)
