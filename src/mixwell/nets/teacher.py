@@ -98,6 +98,12 @@ class Teacher(nn.Module):
         """The stage's map, from a whole pass without gradient, so that all running statistics follow."""
         return self._probe.run(images, wants=[self._features])[self._features]
 
+    @torch.no_grad()
+    def look(self, images: Float[Tensor, "b ..."]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b classes"]]:
+        """`features`, and what the second classifier says in the same pass."""
+        outputs = self._probe.run(images, wants=[self._features], head=self.head)
+        return outputs[self._features], outputs.logits
+
     def logits(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b classes"]:
         """What the second classifier says; differentiable in the images."""
         return self._probe.run(images, head=self.head).logits
