@@ -7,7 +7,7 @@ pixels and hidden maps alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
@@ -25,12 +25,15 @@ from mixwell.core.targets import Targets
 
 if TYPE_CHECKING:
     from mixwell.core.artefacts import Workshop
-    from mixwell.probe import Anatomy, Outputs, Views, Want
+    from mixwell.core.splits import Splits
+    from mixwell.core.turns import Player, Turn
+    from mixwell.probe import Act, Anatomy, Outputs, Views, Want
 
 __all__ = [
     "Blend",
     "Criterion",
     "Draws",
+    "Inside",
     "Label",
     "LossWrapper",
     "Need",
@@ -95,6 +98,20 @@ class Draws:
 
 
 @dataclass(eq=False)
+class Inside:
+    """What is at hand where hidden maps are mixed, besides the map.
+
+    Attributes:
+        prefix: (B, P, C) class, distillation and register tokens, or None.
+        attention: (B, h·w) how salient each patch is to the block that is given this map, before the mix; fp32,
+            detached. Raises SiteError at sites that are not what a block is given.
+    """
+
+    prefix: Float[Tensor, "b p c"] | None
+    attention: Callable[[], Tensor]
+
+
+@dataclass(eq=False)
 class Scene:
     """What a sample policy may look at while it mixes.
 
@@ -104,6 +121,11 @@ class Scene:
         views: lazy looks at the clean batch through the network; None where no network is at hand.
         site: name of the hidden site where the mix happens, or None for the input.
         clock: where in the training the step stands.
+        held_out: the step's held-out batch, for pieces that ask for one.
+        inside: what is at hand at the hidden site while the mix happens there.
+        attempt: (λ, call) → logits and targets of the recipe's mix with that λ, as `call(images)` sees it; with a graph
+            to λ where the blend has one. None where no network is at hand.
+        loss: (logits, targets) → the criterion.
     """
 
     batch: Batch
@@ -111,6 +133,10 @@ class Scene:
     views: Views | None = None
     site: str | None = None
     clock: Clock = field(default_factory=Clock)
+    held_out: Batch | None = None
+    inside: Inside | None = None
+    attempt: Callable[[Tensor, Callable[[Tensor], Any]], tuple[Tensor, Targets]] | None = None
+    loss: Callable[[Tensor, Targets], Tensor] | None = None
     _found: dict[nn.Module, Any] | None = field(default=None, init=False, repr=False)
 
     def once(self, owner: nn.Module, find: Callable[[], Any]) -> Any:
@@ -158,6 +184,7 @@ class Piece(nn.Module):
         network: whether it needs a network at all; without, it serves `Recipe.mix_batch`.
         shared: whether its draws are the same on all ranks (decisions of which site or branch).
         clean: whether it needs a training pass over the clean batch.
+        held_out: whether it looks at images that are kept from training (`Recipe.use_data`).
     """
 
     slot: ClassVar[Slot]
@@ -165,6 +192,7 @@ class Piece(nn.Module):
     network: bool = False
     shared: bool = False
     clean: bool = False
+    held_out: bool = False
 
     def draw(self, rows: int, rng: Generator) -> Any:
         """All random numbers of one step for a batch of `rows` images."""
@@ -191,6 +219,17 @@ class Piece(nn.Module):
     def mixed_classifier(self) -> nn.Module | None:
         """A classifier of its own that takes the place of the network's in the training pass over the mix."""
         return None
+
+    def players(self) -> Mapping[str, Player]:
+        """Those of its parameters that have an optimiser of their own, by the turn that steps it: "method/name"."""
+        return {}
+
+    def lessons(self, scene: Scene) -> Iterator[Turn]:
+        """What the players learn in a step; each turn is stepped before the next, and all before the mix is made."""
+        return iter(())
+
+    def before_epoch(self, net: nn.Module, data: Splits, clock: Clock) -> None:
+        """Called before each epoch (statistics of the data as the network sees them)."""
 
     def observe(self, step: Step) -> None:
         """Remember something of a finished step."""
@@ -333,6 +372,14 @@ class Place(Piece):
 
     def sites_used(self) -> tuple[str, ...]:
         """Names of all hidden sites that it may choose. Known once it is built."""
+        return ()
+
+    def acts(self, draws: Any, scene: Scene) -> Sequence[Act]:
+        """What it does around transformer blocks in the training pass, besides the mix."""
+        return ()
+
+    def blocks_used(self) -> tuple[int, ...]:
+        """Numbers of all blocks around which it may act. Known once it is built."""
         return ()
 
 

@@ -55,8 +55,18 @@ class Policy(nn.Module):
             return (scene.batch.images,)
         return self.alone.images(scene.draws.of.get(self.alone), scene)
 
-    def mix(self, images: Float[Tensor, "b ..."], scene: Scene, partners: Partners | None = None) -> Mix:
-        """Mix pixels, or the map of the scene's site; with `partners` in place of the pairing's if they are given."""
+    def lam(self, scene: Scene) -> Float[Tensor, " #b"]:
+        """λ of the step; one NaN if the blend takes none."""
+        return _NO_LAM if self.ratio is None else self.ratio.lam(scene.draws.of.get(self.ratio), scene)
+
+    def mix(
+        self,
+        images: Float[Tensor, "b ..."],
+        scene: Scene,
+        partners: Partners | None = None,
+        lam: Float[Tensor, " #b"] | None = None,
+    ) -> Mix:
+        """Mix pixels, or the map of the scene's site; with `partners` and `lam` in place of the pieces' if given."""
         blend = self.blend
         if blend is None:
             return Mix.plain(images, scene.batch.labels)
@@ -70,8 +80,7 @@ class Policy(nn.Module):
             partners = Partners.alone(scene.batch)
         elif partners is None:
             partners = self.pairing.partners(draws.get(self.pairing), scene)
-        lam = _NO_LAM if self.ratio is None else self.ratio.lam(draws.get(self.ratio), scene)
-        return blend.mix(images, partners, lam, draws.get(blend), scene)
+        return blend.mix(images, partners, self.lam(scene) if lam is None else lam, draws.get(blend), scene)
 
 
 def picked(weights: Sequence[float], point: float) -> int:

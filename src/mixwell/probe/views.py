@@ -62,6 +62,10 @@ class Views:
         """Attention of the class token to each patch of the clean batch."""
         return self[Want("class_attention", block)]
 
+    def patch_attention(self, block: int = -1) -> Float[Tensor, "b n"]:
+        """Attention that each patch of the clean batch receives from the patches."""
+        return self[Want("patch_attention", block)]
+
     def cam(self) -> Float[Tensor, "b h w"]:
         """Class activation map of each row's own label: what every place of the last stage adds to the class's logit.
 

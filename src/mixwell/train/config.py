@@ -34,6 +34,9 @@ class TrainConfig:
     """Options of the data set, such as size=28 channels=1."""
     root: Path | None = None
     """Folder of the data; $MIXWELL_DATA or ~/.cache/mixwell if not given."""
+    held_out: float | None = None
+    """Share of the training images that are kept from training, for recipes that look at such images; 0.1 for those if
+    not given, else 0."""
     augment: Literal["crop-flip"] | None = None
     """Augmentation of the training images before they are mixed."""
     model: str = "cnn-s"
@@ -126,6 +129,8 @@ class TrainConfig:
             raise ParameterError(
                 f"warmup_epochs must be at most epochs={self.epochs}, got {self.warmup_epochs:g}. Lower it, e.g. to 0."
             )
+        if self.held_out is not None and not 0 <= number_in("held_out", self.held_out, 0, 1) < 1:
+            raise ParameterError(f"held_out must be a share in [0, 1), such as 0.1, got {self.held_out!r}.")
         if self.clip is not None:
             number_in("clip", self.clip, 0, open_low=True)
         if self.mix_until is not None:
