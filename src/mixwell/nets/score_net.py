@@ -1,4 +1,4 @@
-"""ScoreNet: what a transformer knows of an image in one of its blocks, read off by a small classifier.
+"""ScoreNet: what a transformer knows of an image in front of one of its blocks, read off by a small classifier.
 
 Choi, Choi, Kim, "TokenMixup: Efficient Attention-guided Token-level Data Augmentation for Transformers", NeurIPS 2022,
 arXiv:2210.07562.
@@ -29,11 +29,16 @@ class ScoreNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, patches: Float[Tensor, "r n d"], prefix: Float[Tensor, "r p d"] | None) -> Float[Tensor, "r c"]:
-        """Logits of each row."""
+        """Logits of each row.
+
+        Args:
+            patches: (R, N, D) patch tokens.
+            prefix: (R, P, D) tokens before them, the class token first, or None.
+        """
         if self.attention is None:
             assert prefix is not None, "a network with a class token shows it"
             pooled = prefix[:, 0]
         else:
             pooled = torch.einsum("rno,rnd->rd", self.attention(patches).softmax(1), patches)
-        logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
+        logits: Tensor = self.classifier(pooled)
         return logits
