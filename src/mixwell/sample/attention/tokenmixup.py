@@ -27,7 +27,7 @@ order. Its settings, with blocks counted from 0 as (block, τ, ρ, λ_s; memory_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -534,11 +534,13 @@ def tokenmixup(
     rule: masks and tokens as the "paper" says, or as the authors' "code" takes them.
     """
     recipe = parse(INPUTS) if inputs is None else inputs
-    horizontal = {"block": block, "tau": tau, "rho": rho, "score_weight": score_weight}
-    vertical = {"memory_block": memory_block, "kappa": kappa}
-    idle = {"horizontal": vertical, "vertical": horizontal, "both": {}}[variant]
+    across = {"block": block, "tau": tau, "rho": rho, "score_weight": score_weight}
+    along = {"memory_block": memory_block, "kappa": kappa}
+    idle: Mapping[str, object] = {"horizontal": along, "vertical": across}.get(variant, {})
     if given := [name for name, value in idle.items() if value is not None]:
-        raise ParameterError(f"tokenmixup: variant={variant!r} has no {', '.join(given)}. Leave out, or take 'both'.")
+        raise ParameterError(
+            f"tokenmixup: variant={variant!r} has no {', '.join(given)}. Take 'both', or leave it out."
+        )
     if variant == "vertical":
         memory = TokenMemory(Input(), memory_block, 80 if kappa is None else kappa, stopgrad, rule)
         return Pieces(memory, suggested=InputMix(recipe))
