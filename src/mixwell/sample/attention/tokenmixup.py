@@ -27,7 +27,7 @@ order. Its settings, with blocks counted from 0 as (block, τ, ρ, λ_s; memory_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,10 +38,10 @@ from numpy.random import Generator
 from torch import Tensor
 
 from mixwell.core.algebra import Node, parse
-from mixwell.core.axes import Blend, Criterion, Label, Need, Place, Scene, SelfBlend, Step, Term
+from mixwell.core.axes import Blend, Criterion, Need, Place, Scene, SelfBlend, Step, Term
 from mixwell.core.errors import ModelError, ParameterError, number_in
 from mixwell.core.mix import Mix, Partners
-from mixwell.core.plain import Input
+from mixwell.core.plain import Input, Shares
 from mixwell.core.policy import Inner, InnerDraws
 from mixwell.core.registry import Pieces, method
 from mixwell.core.saliency import Saliency
@@ -58,7 +58,6 @@ __all__ = [
     "InputMix",
     "MixedInputs",
     "ScoreLoss",
-    "SurvivingSaliency",
     "TokenMemory",
     "TokenMix",
     "TokenReplace",
@@ -139,6 +138,7 @@ class AtBlock(Place):
     """
 
     network = True
+    tokens = True
 
     def __init__(self, block: int | None, paper: int) -> None:
         super().__init__()
@@ -222,12 +222,10 @@ class TokenMix(Mix):
     """A mix of tokens.
 
     Attributes:
-        survived: (R, K) label shares by surviving saliency; `weights` are those by number of tokens.
         inputs: the labels of the rows before.
         scores: (R, C) logits of ScoreNet, with a graph.
     """
 
-    survived: Float[Tensor, "r k"] | None = None
     inputs: Targets | None = None
     scores: Float[Tensor, "r c"] | None = None
 
@@ -237,7 +235,7 @@ class TokenMix(Mix):
 
 
 class TokenReplace(Blend):
-    """Take the partner's tokens where they are clearly more salient, in rows that are easy.
+    """Take the partner's tokens where they are clearly more salient, in rows that are easy; label by what survives.
 
     Pairs the rows itself. Owns ScoreNet, which exists once it is built.
 
@@ -252,6 +250,7 @@ class TokenReplace(Blend):
 
     partners = 0
     takes_lam = False
+    shows_shares = False
     network = True
 
     def __init__(
@@ -309,10 +308,6 @@ class TokenReplace(Blend):
         def apply(x: Tensor) -> Tensor:
             return pairs.under(x, F.interpolate(keep, x.shape[2:], mode="nearest"))
 
-        def shares(own: Tensor) -> Tensor:
-            own = own[:, None]
-            return torch.cat((given.weights * own, given.weights[partner] * (1 - own)), 1)
-
         def masks(mix: Mix) -> Tensor:
             shown = given.weights[:, :, None, None] if given.masks is None else given.masks.float()
             shown = F.adaptive_avg_pool2d(shown, (images.shape[2], images.shape[3])).expand(
@@ -320,30 +315,19 @@ class TokenReplace(Blend):
             )
             return torch.cat((shown * keep, shown[partner] * (1 - keep)), 1)
 
-        area = keep.mean((1, 2, 3))
+        own = survived(saliency, partner, mask)[:, None]
         return TokenMix(
             apply(images),
             torch.cat((given.sources, given.sources[partner]), 1),
-            shares(area),
+            torch.cat((given.weights * own, given.weights[partner] * (1 - own)), 1),
             given.pool,
             apply,
-            area=area,
+            area=keep.mean((1, 2, 3)),
             make_masks=masks,
             valid=None if given.valid is None else given.valid & given.valid[partner],
-            survived=shares(survived(saliency, partner, mask)),
             inputs=given.targets(),
             scores=scores,
         )
-
-
-class SurvivingSaliency(Label):
-    """Each source counts as much as the salience of what it shows, by the attention before the mix."""
-
-    network = True
-
-    def targets(self, step: Step) -> Targets:
-        assert isinstance(step.mix, TokenMix), "tokens were mixed by the blend of the same method"
-        return step.mix.targets(step.mix.survived)
 
 
 class ScoreLoss(Term):
@@ -396,6 +380,7 @@ class TokenMemory(Place):
     """
 
     network = True
+    tokens = True
 
     def __init__(
         self,
@@ -534,9 +519,9 @@ def tokenmixup(
     rule: masks and tokens as the "paper" says, or as the authors' "code" takes them.
     """
     recipe = parse(INPUTS) if inputs is None else inputs
-    across = {"block": block, "tau": tau, "rho": rho, "score_weight": score_weight}
-    along = {"memory_block": memory_block, "kappa": kappa}
-    idle: Mapping[str, object] = {"horizontal": along, "vertical": across}.get(variant, {})
+    across: dict[str, object] = {"block": block, "tau": tau, "rho": rho, "score_weight": score_weight}
+    along: dict[str, object] = {"memory_block": memory_block, "kappa": kappa}
+    idle = {"horizontal": along, "vertical": across, "both": dict[str, object]()}[variant]
     if given := [name for name, value in idle.items() if value is not None]:
         raise ParameterError(
             f"tokenmixup: variant={variant!r} has no {', '.join(given)}. Take 'both', or leave it out."
@@ -550,4 +535,4 @@ def tokenmixup(
     place: Place = at
     if variant == "both":
         place = TokenMemory(at, memory_block, 3 if kappa is None else kappa, stopgrad, rule, blend.saliency)
-    return Pieces((place, blend, SurvivingSaliency(), score), suggested=() if mixed.inner.plain else mixed)
+    return Pieces((place, blend, Shares(), score), suggested=() if mixed.inner.plain else mixed)
