@@ -148,6 +148,8 @@ PAPER = {
     "recursive_mix": {"alpha": 0.5, "omega": 0.5, "interpolation": "nearest"},
     "stackmix": {"recipe": None, "axis": "height", "resize": False},
     "yoco": {"recipe": None},
+    "genlabel": {"density": "gaussian", "covariance": "own", "ridge": 1e-4, "top_k": None, "alpha": 1.0},
+    "metamixup": {"alpha": 1.0, "normalise": True, "every": 1, "lookahead": "all"},
     "transmix": {"switch_prob": 0.8, "cutmix_alpha": 1.0, "mixup_alpha": 0.8},
 }
 """What the papers say; `per` is "sample" everywhere, and `prob` is 1 where nothing is said."""

@@ -17,7 +17,7 @@ from mixwell.label.saliency.snapmix import TwoBoxes
 from mixwell.sample.cutting.cutmix import Box
 from mixwell.sample.saliency.comixup import Comix
 from mixwell.sample.saliency.saliencymix import PeakBox
-from mixwell.sample.style.alignmixup import Aligned
+from mixwell.sample.style.alignmixup import Aligned, SinkhornAlign
 
 SIZES = [(32, 32), (24, 40), (9, 5)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -100,6 +100,8 @@ def test_channels_last_gives_the_same_mix(act, slug, which, channels, per):
     other = policy.mix(images.contiguous(memory_format=torch.channels_last)).images
     if policy.looks:
         torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-3)
+    elif isinstance(policy.blend, SinkhornAlign):  # sums over places, whose order follows the memory
+        torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
     else:
         assert torch.equal(other, plain)
 

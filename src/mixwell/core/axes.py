@@ -158,6 +158,7 @@ class Step:
         outputs: what the training pass over the mix returned.
         clean: what the training pass over the clean batch returned, if a piece asked for one.
         moments: the maps whose moments were changed, by site, as the network went on with them.
+        notes: numbers that pieces tell the log, by name.
     """
 
     scene: Scene
@@ -165,6 +166,7 @@ class Step:
     outputs: Outputs
     clean: Outputs | None = None
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> Batch:
