@@ -40,6 +40,7 @@ PICTURED = {
     "attentive_cutmix": "teacher_epochs=100",
     "comixup": "beta=0.16",
     "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+    "tokenmixup": "inputs=none",
 }
 """Settings under which four photographs show what usual batches do."""
 SEEDS = 5_000
