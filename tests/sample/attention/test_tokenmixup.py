@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 import timm
@@ -23,6 +23,7 @@ from mixwell.sample.attention.tokenmixup import (
     matched,
     most_salient,
     replaced,
+    shown,
     survived,
     taken,
 )
@@ -116,17 +117,30 @@ def test_surviving_saliency_never_falls():
         s, everyone = saliency_of(), torch.ones(6, dtype=torch.bool)
         partner = torch.randperm(6)
         mask = replaced(s, partner, everyone, 0.01)
-        shown = torch.where(mask, s[partner], s)
-        assert (shown.sum(1) >= s.sum(1) - 1e-6).all()
+        left = torch.where(mask, s[partner], s)
+        assert (left.sum(1) >= s.sum(1) - 1e-6).all()
         own = survived(s, partner, mask)
         assert ((own >= 0) & (own <= 1)).all()
-        torch.testing.assert_close(own, torch.where(mask, 0, s).sum(1) / shown.sum(1))
+        torch.testing.assert_close(own, torch.where(mask, 0, s).sum(1) / left.sum(1))
 
 
 def test_rows_that_nobody_attends_to_keep_themselves():
     dark = torch.zeros(2, 4)
     mask = replaced(dark, torch.tensor([1, 0]), torch.ones(2, dtype=torch.bool), 0.0)
     assert survived(dark, torch.tensor([1, 0]), mask).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_every_place_is_taken_from_the_row_that_is_named(layout, dtype):
+    x, source = torch.randn(3, 5, 2, 4).to(dtype).contiguous(memory_format=layout), torch.randint(3, (3, 2, 4))
+    found = shown(x.requires_grad_(), source)
+    for i, y, z in product(range(3), range(2), range(4)):
+        assert torch.equal(found[i, :, y, z], x[source[i, y, z], :, y, z])
+    assert found.is_contiguous(memory_format=layout)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    counts = torch.stack([(source == row).sum(0) for row in range(3)])
+    assert torch.equal(gradient, counts[:, None].expand_as(x).to(dtype))
 
 
 def test_memory_takes_the_most_salient_tokens():
@@ -249,9 +263,9 @@ def test_every_token_is_that_of_some_row_in_the_same_place(any_net, block):
     prefix = before.shape[1] - step.mix.images[0, 0].numel()
     assert torch.equal(after[:, :prefix], before[:, :prefix]), "class and register tokens are kept"
 
-    shown = step.mix.masks.flatten(2)
-    assert set(shown.unique().tolist()) == {0, 1}, "nothing was mixed, so the test saw nothing"
-    source = step.mix.sources.gather(1, shown.argmax(1))
+    masks = step.mix.masks.flatten(2)
+    assert set(masks.unique().tolist()) == {0, 1}, "nothing was mixed, so the test saw nothing"
+    source = step.mix.sources.gather(1, masks.argmax(1))
     places = torch.arange(prefix, before.shape[1])
     torch.testing.assert_close(after[:, prefix:], before[source, places])
 
@@ -522,16 +536,16 @@ def test_gradients_flow_through_the_memory_unless_stopped(net, stopgrad):
     images = pictures()
     text = f"tokenmixup(variant=vertical, inputs=none, memory_block=1, kappa=2, stopgrad={str(stopgrad).lower()})"
     recipe = made(text, net.eval(), images)
-    found, shown = [], []
+    met = []
 
     def keep(_, args):
         args[0].retain_grad()
-        shown.append(args[0])
+        met.append(args[0])
 
     handle = net.blocks[1].norm1.register_forward_pre_hook(keep)
     turn, _ = step_of(recipe, net, images)
     handle.remove()
-    (memory,) = [tokens for tokens in shown if tokens.shape[1] == 19]
+    (memory,) = [tokens for tokens in met if tokens.shape[1] == 19]
     turn.loss.backward()
     assert memory.grad[:, 17:].abs().sum() > 0
     found = [parameter.grad.clone() for parameter in net.patch_embed.parameters()]
@@ -564,12 +578,12 @@ def test_both_at_one_block_remember_by_the_attention_before_the_mix(net):
     text = "tokenmixup(variant=both, inputs=none, tau=9, rho=0.001, block=1, memory_block=2, kappa=3)"
     recipe = made(text, net.eval(), images)
     before = saliency_in(net, images, 1)
-    shown = given_to(net, 2, lambda: step_of(recipe, net, images))
+    seen = given_to(net, 2, lambda: step_of(recipe, net, images))
     mixed = given_to(net, 1, lambda: step_of(recipe, net, images))
     first = taken(given_to(net, 0, lambda: net(images)), most_salient(saliency_in(net, images, 0), 3) + 1)
     second = taken(mixed, most_salient(before, 3) + 1)
     assert not torch.equal(mixed, given_to(net, 1, lambda: net(images)))
-    torch.testing.assert_close(shown[:, 17:], torch.cat((first, second), 1))
+    torch.testing.assert_close(seen[:, 17:], torch.cat((first, second), 1))
 
 
 # Any batch, size and network

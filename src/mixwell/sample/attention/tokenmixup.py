@@ -40,7 +40,7 @@ from torch import Tensor
 from mixwell.core.algebra import Node, parse
 from mixwell.core.axes import Blend, Criterion, Need, Place, Scene, SelfBlend, Step, Term
 from mixwell.core.errors import ModelError, ParameterError, number_in
-from mixwell.core.mix import Mix, Partners
+from mixwell.core.mix import Mix, Partners, layout_of
 from mixwell.core.plain import Input, Shares
 from mixwell.core.policy import Inner, InnerDraws
 from mixwell.core.registry import Pieces, method
@@ -66,6 +66,7 @@ __all__ = [
     "matched",
     "most_salient",
     "replaced",
+    "shown",
     "survived",
     "taken",
 ]
@@ -127,6 +128,14 @@ def survived(
     own = torch.where(mask, 0, saliency).sum(1)
     other = torch.where(mask, saliency.index_select(0, partner), 0).sum(1)
     return torch.where(mask.any(1), own / (own + other), 1)
+
+
+def shown(x: Float[Tensor, "r d h w"], source: Int[Tensor, "r h w"]) -> Float[Tensor, "r d h w"]:
+    """At every place the row that `source` names, in x's memory layout; one gather of tokens, forward and backward."""
+    rows, channels, height, width = x.shape
+    place = torch.arange(height * width, device=x.device).view(height, width)
+    tokens = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, (source * place.numel() + place).flatten())
+    return tokens.view(rows, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=layout_of(x))
 
 
 class AtBlock(Place):
@@ -302,18 +311,20 @@ class TokenReplace(Blend):
         easy = difficulty(scores.detach(), given.targets(), smoothing) <= self.tau
         partner = matched(gains(saliency, self.rho), easy)
         mask = replaced(saliency, partner, easy, self.rho, self.rule)
-        keep = (~mask).float().view(len(images), 1, *images.shape[2:])
-        pairs = Partners.at(partner[:, None], given.pool)
+        grid = (images.shape[2], images.shape[3])
+        source = torch.where(mask, partner[:, None], torch.arange(len(images), device=mask.device)[:, None])
+        source = source.view(len(images), *grid)
 
         def apply(x: Tensor) -> Tensor:
-            return pairs.under(x, F.interpolate(keep, x.shape[2:], mode="nearest"))
+            if x.shape[2:] == grid:
+                return shown(x, source)
+            return shown(x, F.interpolate(source[:, None].float(), x.shape[2:], mode="nearest")[:, 0].long())
 
         def masks(mix: Mix) -> Tensor:
-            shown = given.weights[:, :, None, None] if given.masks is None else given.masks.float()
-            shown = F.adaptive_avg_pool2d(shown, (images.shape[2], images.shape[3])).expand(
-                *given.weights.shape, -1, -1
-            )
-            return torch.cat((shown * keep, shown[partner] * (1 - keep)), 1)
+            before = given.weights[:, :, None, None] if given.masks is None else given.masks.float()
+            before = F.adaptive_avg_pool2d(before, grid).expand(*given.weights.shape, *grid)
+            other = mask.view(len(images), 1, *grid).float()
+            return torch.cat((before * (1 - other), before[partner] * other), 1)
 
         own = survived(saliency, partner, mask)[:, None]
         return TokenMix(
@@ -322,7 +333,7 @@ class TokenReplace(Blend):
             torch.cat((given.weights * own, given.weights[partner] * (1 - own)), 1),
             given.pool,
             apply,
-            area=keep.mean((1, 2, 3)),
+            area=1 - mask.float().mean(1),
             make_masks=masks,
             valid=None if given.valid is None else given.valid & given.valid[partner],
             inputs=given.targets(),
