@@ -6,6 +6,7 @@ for hidden maps too where the method mixes these otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +198,8 @@ def network_for(
     def make(
         recipe: mixwell.Recipe, classes: int = 7, channels: int = 3, size: tuple[int, int] = (32, 32)
     ) -> nn.Module:
-        model = vit(classes, channels, size) if recipe.needs_tokens else cnn(classes, channels)
+        patch = math.gcd(8, *size)
+        model = vit(classes, channels, size, patch_size=patch) if recipe.needs_tokens else cnn(classes, channels)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             prepared(recipe, channels, size).bind(model, torch.randn(2, channels, *size))

@@ -121,6 +121,8 @@ class Scene:
         views: lazy looks at the clean batch through the network; None where no network is at hand.
         site: name of the hidden site where the mix happens, or None for the input.
         clock: where in the training the step stands.
+        pairs: how many λ the blend takes, if one is drawn per pair; for ratios that look through a network.
+        partners: who mixes with whom, likewise.
         held_out: the step's held-out batch, for pieces that ask for one.
         inside: what is at hand at the hidden site while the mix happens there.
         attempt: (λ, call) → logits and targets of the recipe's mix with that λ, as `call(images)` sees it; with a graph
@@ -133,19 +135,25 @@ class Scene:
     views: Views | None = None
     site: str | None = None
     clock: Clock = field(default_factory=Clock)
+    pairs: int = 0
+    partners: Callable[[], Partners] | None = None
     held_out: Batch | None = None
     inside: Inside | None = None
     attempt: Callable[[Tensor, Callable[[Tensor], Any]], tuple[Tensor, Targets]] | None = None
     loss: Callable[[Tensor, Targets], Tensor] | None = None
-    _found: dict[nn.Module, Any] | None = field(default=None, init=False, repr=False)
+    _found: dict[tuple[nn.Module, str], Any] | None = field(default=None, init=False, repr=False)
 
-    def once(self, owner: nn.Module, find: Callable[[], Any]) -> Any:
-        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module."""
+    def once(self, owner: nn.Module, find: Callable[[], Any], what: str = "") -> Any:
+        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module.
+
+        Args:
+            what: tells the things apart that are asked of it.
+        """
         if self._found is None:
             self._found = {}
-        if owner not in self._found:
-            self._found[owner] = find()
-        return self._found[owner]
+        if (owner, what) not in self._found:
+            self._found[owner, what] = find()
+        return self._found[owner, what]
 
 
 @dataclass(eq=False)
@@ -321,6 +329,10 @@ class Blend(Piece):
     by_channel: bool = False
     shows_shares: bool = True
     exact: bool = True
+
+    def pairs(self, rows: int) -> int:
+        """How many λ it takes for a batch of `rows` images, if one is drawn per pair; the first rows'."""
+        return rows
 
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene

@@ -179,13 +179,13 @@ class _Option(Policy):
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
         held_out = data.at(clock.step) if any(piece.held_out for piece in self.pieces) else None
-        scene = Scene(batch, draws, looks, site, clock, held_out, loss=self.criterion)
+        scene = Scene(batch, draws, looks, site, clock, held_out=held_out, loss=self.criterion)
         scene.attempt = partial(self._attempt, probe, scene)
         return scene
 
     def _views_in(self, scene: Scene) -> tuple[Tensor, ...]:
         """The images that go into the step's mix, made once."""
-        found: tuple[Tensor, ...] = scene.once(self, partial(self.views, scene))
+        found: tuple[Tensor, ...] = scene.once(self, partial(self.views, scene), "views")
         return found
 
     def _run(self, probe: Probe, model: nn.Module, scene: Scene) -> tuple[Step, Mix | None]:
@@ -649,6 +649,20 @@ class Recipe(nn.Module):
             )
         for turn in option.turns(probe, model, batch, drawn, clock, self._progress.data):
             yield replace(turn, loss=self._touching_all(turn, model))
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """How each of its options mixes."""
+        return self._each
+
+    def preview(self, model: nn.Module, images: Batch, clock: Clock | None = None) -> Float[Tensor, "r ..."]:
+        """What the first option that mixes would make of a batch at its place, without a step being counted."""
+        clock = clock or Clock(self.steps)
+        batch = self._batch(images, None)
+        option = next(option for option in self._each if option.blend is not None)
+        draws = option.draw(len(batch), self._streams, clock.step)
+        scene = option.scene(self._probe_of(model, batch.images), batch, draws, clock, self._progress.data)
+        return option.mix(option.views(scene)[0], scene).images
 
     def after_step(self, model: nn.Module, clock: Clock | None = None) -> None:
         """To be called after the optimisers moved.

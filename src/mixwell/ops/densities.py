@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 __all__ = [
@@ -25,7 +25,7 @@ _HALF_LOG_TAU = math.log(2 * math.pi) / 2
 
 
 def moments_of(
-    features: Float[Tensor, "n d"], shares: Float[Tensor, "n k"], *, own: bool = True
+    features: Float[Tensor, "n d"], shares: Shaped[Tensor, "n k"], *, own: bool = True
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "c d d"]]:
     """Sums from which means and covariances follow; sums of parts of the data may be added.
 
