@@ -589,6 +589,22 @@ def test_both_at_one_block_remember_by_the_attention_before_the_mix(net):
 # Any batch, size and network
 
 
+def test_inputs_of_another_shape(vit):
+    """Stacks are as tall as two images, and so is their grid of tokens."""
+    net, images = peaked(vit(depth=4, dynamic_img_size=True)).eval(), pictures()
+    recipe = made("tokenmixup(inputs=stackmix, tau=9, rho=0.001)", net, images)
+    turn, step = step_of(recipe, net, images)
+    assert step.mix.masks.shape == (6, 4, 8, 4)
+    torch.testing.assert_close(turn.targets.total, torch.ones(6))
+
+
+def test_autocast_leaves_the_gains_alone():
+    s = saliency_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gains(s, 0.01)
+    assert torch.equal(found, gains(s, 0.01))
+
+
 @pytest.mark.parametrize("variant", ["horizontal", "vertical", "both"])
 @pytest.mark.parametrize(
     ("rows", "channels", "size", "dtype"),

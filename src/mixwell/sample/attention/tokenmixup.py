@@ -10,10 +10,12 @@ image in every earlier block; labels stay. Equations: ScoreNet → `mixwell.nets
 Σ_t max(S_j - S_i - ρ, 0) → `gains`; π → `matched`; M → `replaced`; y → `survived`; top-κ tokens → `most_salient`,
 `taken`.
 
-Images are mixed before by mixup or CutMix, as in the paper (`inputs`); where another method of the recipe changes
-single images first, they are not. The assignment waits for the device once per step. The vertical variant acts beside
-any policy that mixes images, `cutmix + tokenmixup(variant='vertical')`, on the batches that it mixes. The added tokens
-also go through the block as queries, which is dropped: the result is that of attention with more keys and values.
+Images are mixed before by mixup or CutMix, as in the paper (`inputs`), and labels compose; where another method of the
+recipe changes single images first, or exchanges their moments and labels, they are not mixed. The assignment is solved
+on the CPU and waits for the device once per step. The vertical variant acts beside any policy that mixes images,
+`cutmix + tokenmixup(variant='vertical')`, on the batches that the policy mixes. What the block makes of the added
+tokens themselves is dropped, so that the rest is what attention with more keys and values gives. `stopgrad` is for both
+variants.
 
 Paper and code: the authors' code takes M from the saliency of the first easy image for all (`rule="code"`), and counts
 the class token as patch 0 where it gathers remembered tokens, so that each comes from one place before. All its
@@ -185,15 +187,19 @@ class BlockAttention(Saliency):
 
     network = True
 
-    def maps(self, scene: Scene) -> Float[Tensor, "b h w"]:
+    def patches(self, scene: Scene) -> Float[Tensor, "r n"]:
+        """A number per patch; looked at once, where the mix happens."""
+
         def found() -> Tensor:
             assert scene.inside is not None, "the place of the mix is what a block is given"
-            attention = scene.inside.attention()
-            height, width = scene.batch.images.shape[-2:]
-            return attention.view(len(attention), *grid_of(attention.shape[1], height / width, "a block"))
+            return scene.inside.attention()
 
-        maps: Tensor = scene.once(self, found)
-        return maps
+        attention: Tensor = scene.once(self, found)
+        return attention
+
+    def maps(self, scene: Scene) -> Float[Tensor, "r h w"]:
+        attention, (height, width) = self.patches(scene), scene.batch.images.shape[-2:]
+        return attention.view(len(attention), *grid_of(attention.shape[1], height / width, "a block"))
 
 
 class MixedInputs(SelfBlend):
@@ -288,9 +294,9 @@ class TokenReplace(Blend):
     def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
         want = Want("features", f"block:{self.at.number_in(anatomy)}")
         seen = seen_on_example(anatomy, "ScoreNet", [want])
-        shown = seen[want]
-        self.score = ScoreNet(shown.shape[1], num_classes or seen.logits.shape[-1], anatomy.class_token)
-        self.score.to(shown.device, shown.dtype)
+        given = seen[want]
+        self.score = ScoreNet(given.shape[1], num_classes or seen.logits.shape[-1], anatomy.class_token)
+        self.score.to(given.device, given.dtype)
 
     def mix(
         self,
@@ -306,7 +312,7 @@ class TokenReplace(Blend):
             tokens, prefix = tokens.detach(), None if prefix is None else prefix.detach()
         scores, given = self.score(tokens, prefix), self.inputs.mix_of(scene)
 
-        saliency = self.saliency.maps(scene).flatten(1)
+        saliency = self.saliency.patches(scene)
         smoothing = scene.loss.smoothing if isinstance(scene.loss, Criterion) else 0.0
         easy = difficulty(scores.detach(), given.targets(), smoothing) <= self.tau
         partner = matched(gains(saliency, self.rho), easy)
@@ -449,8 +455,8 @@ class TokenMemory(Place):
         def remember(block: int) -> Callable[[Tensor, Callable[[], Tensor]], None]:
             def enter(tokens: Tensor, attend: Callable[[], Tensor]) -> None:
                 if self.saliency is not None and self.site(None) == f"block:{block}":
-                    maps = self.saliency.maps(scene).flatten(1)
-                    saliency = maps.repeat(len(tokens) // len(maps), 1)  # of the first of several views
+                    first = self.saliency.patches(scene)
+                    saliency = first.repeat(len(tokens) // len(first), 1)  # of several views
                 else:
                     saliency = attend()
                 index = most_salient(saliency, self.kappa) + (self.prefix if self.rule == "paper" else 0)
