@@ -100,6 +100,15 @@ PAPER = {
     },
     "attribute_mix": {"attributes": 3, "threshold": 0.5, "attribute_weight": 1.0, "prob": 0.5},
     "attentive_cutmix": {"top_k": 6, "grid": 7, "reduce": "mean", "label": "area", "prob": 1.0},
+    "smmix": {
+        "switch_prob": 0.5,
+        "scale": (0.25, 0.75),
+        "saliency": "patch_attention",
+        "fine_weight": 1.0,
+        "consistency_weight": 1.0,
+        "mixup_alpha": 0.8,
+    },
+    "tl_align": {"alpha": 1.0, "patch": None},
     "supermix": {
         "k": 2,
         "alpha": 3.0,

@@ -12,6 +12,7 @@ import torch
 import mixwell
 from mixwell.core.axes import Need
 from mixwell.core.plain import Beta, Permutation
+from mixwell.label.attention.tl_align import PatchBox
 from mixwell.label.saliency.saliency_grafting import Grafted
 from mixwell.label.saliency.snapmix import TwoBoxes
 from mixwell.sample.attention.scoremix import AttentionBox
@@ -30,6 +31,7 @@ ONE_PIXEL = 1 / (24 * 40) + 1e-5
 
 WHOLE = {
     (Box, 0): np.full((7, 2), 0.5),
+    (PatchBox, 0): np.full((7, 2), 0.5),
     (TwoBoxes, 0): np.tile([0.0, 0.5, 0.5, 0.5, 0.5], (7, 1)),
     (Aligned, 0): True,
     (Aligned, 1): False,

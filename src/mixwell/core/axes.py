@@ -330,6 +330,10 @@ class Blend(Piece):
     shows_shares: bool = True
     exact: bool = True
 
+    def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"] | None:
+        """Where it finds the clean images salient, for pictures; None if it does not look, or by a `Saliency`."""
+        return None
+
     def pairs(self, rows: int) -> int:
         """How many λ it takes for a batch of `rows` images, if one is drawn per pair; the first rows'."""
         return rows
@@ -419,6 +423,10 @@ class Label(Piece):
     def targets(self, step: Step) -> Targets:
         """The labels of the mixed rows."""
         raise NotImplementedError
+
+    def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"] | None:
+        """What of the mixed images the labels follow, for pictures; None if that is no map, or attention they want."""
+        return None
 
 
 class Criterion(Piece):
