@@ -42,6 +42,7 @@ PICTURED = {
     "token_labeling": "teacher_epochs=100",
     "tokenmix": "teacher_epochs=100",
     "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+    "tokenmixup": "inputs=none",
 }
 """Settings under which four photographs show what usual batches do."""
 SEEDS = 5_000

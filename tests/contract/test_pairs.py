@@ -52,7 +52,7 @@ def unmet(piece: Piece, blend: Blend | None, met: frozenset, *, borrowed: bool, 
     idle = {
         Slot.PAIRING: blend.partners != getattr(piece, "count", 1),
         Slot.RATIO: not blend.takes_lam,
-        Slot.PLACE: not blend.hidden,
+        Slot.PLACE: getattr(piece, "hidden", False) and not blend.hidden,
     }
     return idle.get(piece.slot, False) or not piece.needs <= blend.offers | met
 

@@ -273,10 +273,12 @@ class SelfBlend(Piece):
 
     Attributes:
         gives: `Need.VIEWS` if it makes several views.
+        mixes: whether the rows become mixes of several images, whose labels the blend of the same method composes.
     """
 
     slot = Slot.SELF
     gives: frozenset[Need] = frozenset()
+    mixes: bool = False
 
     def images(self, draws: Any, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
         """The views of the clean batch, normalised; the first is the one whose label is trained."""
@@ -397,9 +399,14 @@ class Statistics(Piece):
 
 
 class Place(Piece):
-    """Where in the network?"""
+    """Where in the network?
+
+    Attributes:
+        hidden: whether it mixes hidden maps, rather than the input.
+    """
 
     slot = Slot.PLACE
+    hidden: bool = True
 
     def site(self, draws: Any) -> str | None:
         """Name of the hidden site of this step, or None for the input."""

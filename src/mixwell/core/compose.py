@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
-from mixwell.core.axes import Blend, Label, Need, Pairing, Piece, SelfBlend, Slot, Term
+from mixwell.core.axes import Blend, Label, Need, Pairing, Piece, Place, SelfBlend, Slot, Term
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
@@ -154,8 +154,12 @@ def _kept(terms: Iterable[Node], gate: Call | None) -> list[_Part]:
 def _unmixing(call: Call) -> _Part:
     part = _part(call)
     essential = tuple(piece for piece in part.pieces.essential if piece.slot in _WITHOUT_MIXING)
-    suggested = tuple(piece for piece in part.pieces.suggested if piece.slot in _WITHOUT_MIXING)
+    suggested = tuple(p for p in part.pieces.suggested if p.slot in _WITHOUT_MIXING and not _mixes(p))
     return _Part(call, Pieces(essential, suggested), False)
+
+
+def _mixes(piece: Piece) -> bool:
+    return isinstance(piece, SelfBlend) and piece.mixes
 
 
 def _resolve(parts: list[_Part], *, lenient: bool = False) -> Chosen:
@@ -220,7 +224,13 @@ def _take_blend(chosen: Chosen, offers: list[tuple[Piece, str]], essential: list
 
 def _objection(piece: Piece, chosen: Chosen) -> str:
     """Why the piece cannot act beside the others, or ""."""
-    blend = chosen.pieces.get(Slot.BLEND)
+    blend, statistics = chosen.pieces.get(Slot.BLEND), chosen.pieces.get(Slot.STATISTICS)
+    borrows = getattr(statistics, "borrows", False)
+    if _mixes(piece) and borrows:
+        return (
+            f"mixes images before {chosen.owners[cast(Piece, statistics)]} adds the labels of further rows, which are "
+            "then no single images. Take one of them."
+        )
     if piece.slot in (Slot.BLEND, Slot.SELF, Slot.STATISTICS):
         return ""
     alone = chosen.pieces.get(Slot.SELF)
@@ -246,10 +256,16 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
         )
     if piece.slot is Slot.RATIO and not blend.takes_lam:
         return f"decides λ, but {name} takes none. Take a blend with a λ, such as mixup or cutmix."
-    if piece.slot is Slot.PLACE and not blend.hidden:
+    if isinstance(piece, Place) and piece.hidden and not blend.hidden:
         return f"mixes hidden maps, but {name} works on pixels only. Take a blend such as mixup or cutmix."
-    statistics = chosen.pieces.get(Slot.STATISTICS)
-    if piece.slot in LOSS_SLOTS and Need.PAIR in piece.needs and getattr(statistics, "borrows", False):
+    place = chosen.pieces.get(Slot.PLACE)
+    around_blocks = isinstance(place, Place) and type(place).acts is not Place.acts
+    if around_blocks and any(want.kind == "alignment" for want in piece.wants()):
+        return (
+            f"follows labels from block to block, but {chosen.owners[cast(Piece, place)]} shows a block tokens of "
+            "others. Take one of them."
+        )
+    if piece.slot in LOSS_SLOTS and Need.PAIR in piece.needs and borrows:
         return (
             f"needs {Need.PAIR.value}, but {chosen.owners[cast(Piece, statistics)]} adds the labels of further rows. "
             "Take one of them."
