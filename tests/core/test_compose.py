@@ -213,6 +213,15 @@ def test_transmix_alone_switches_to_mixup():
     assert (mixed.ratio.alpha, mixed.ratio.per) == (0.3, "batch")
 
 
+def test_the_other_batches_may_be_a_switch():
+    assert weights("mixpro(prob=0.6)") == [
+        (0.6, "Beta", "MaskMix", "ProgressiveAttention"),
+        (0.2, "Beta", "Linear", "Shares"),
+        (0.2, "Beta", "Box", "Shares"),
+    ]
+    assert [w for w, *_ in weights("k_mixup(k=2) + mixpro")] == [0.5, 0.25, 0.25]
+
+
 def test_a_suggested_switch_is_left_out_beside_another_blend():
     assert weights("cutmix + transmix") == [(1.0, "Beta", "Box", "AttentionShares")]
 

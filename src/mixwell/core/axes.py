@@ -121,6 +121,8 @@ class Scene:
         views: lazy looks at the clean batch through the network; None where no network is at hand.
         site: name of the hidden site where the mix happens, or None for the input.
         clock: where in the training the step stands.
+        pairs: how many λ the blend takes, if one is drawn per pair; for ratios that look through a network.
+        partners: who mixes with whom, likewise.
         held_out: the step's held-out batch, for pieces that ask for one.
         inside: what is at hand at the hidden site while the mix happens there.
         attempt: (λ, call) → logits and targets of the recipe's mix with that λ, as `call(images)` sees it; with a graph
@@ -133,19 +135,25 @@ class Scene:
     views: Views | None = None
     site: str | None = None
     clock: Clock = field(default_factory=Clock)
+    pairs: int = 0
+    partners: Callable[[], Partners] | None = None
     held_out: Batch | None = None
     inside: Inside | None = None
     attempt: Callable[[Tensor, Callable[[Tensor], Any]], tuple[Tensor, Targets]] | None = None
     loss: Callable[[Tensor, Targets], Tensor] | None = None
-    _found: dict[nn.Module, Any] | None = field(default=None, init=False, repr=False)
+    _found: dict[tuple[nn.Module, str], Any] | None = field(default=None, init=False, repr=False)
 
-    def once(self, owner: nn.Module, find: Callable[[], Any]) -> Any:
-        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module."""
+    def once(self, owner: nn.Module, find: Callable[[], Any], what: str = "") -> Any:
+        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module.
+
+        Args:
+            what: tells the things apart that are asked of it.
+        """
         if self._found is None:
             self._found = {}
-        if owner not in self._found:
-            self._found[owner] = find()
-        return self._found[owner]
+        if (owner, what) not in self._found:
+            self._found[owner, what] = find()
+        return self._found[owner, what]
 
 
 @dataclass(eq=False)
@@ -158,6 +166,7 @@ class Step:
         outputs: what the training pass over the mix returned.
         clean: what the training pass over the clean batch returned, if a piece asked for one.
         moments: the maps whose moments were changed, by site, as the network went on with them.
+        notes: numbers that pieces tell the log, by name.
     """
 
     scene: Scene
@@ -165,6 +174,7 @@ class Step:
     outputs: Outputs
     clean: Outputs | None = None
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> Batch:
@@ -318,6 +328,14 @@ class Blend(Piece):
     shows_shares: bool = True
     exact: bool = True
 
+    def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"] | None:
+        """Where it finds the clean images salient, for pictures; None if it does not look, or by a `Saliency`."""
+        return None
+
+    def pairs(self, rows: int) -> int:
+        """How many λ it takes for a batch of `rows` images, if one is drawn per pair; the first rows'."""
+        return rows
+
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
     ) -> Mix:
@@ -398,6 +416,10 @@ class Label(Piece):
     def targets(self, step: Step) -> Targets:
         """The labels of the mixed rows."""
         raise NotImplementedError
+
+    def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"] | None:
+        """What of the mixed images the labels follow, for pictures; None if that is no map, or attention they want."""
+        return None
 
 
 class Criterion(Piece):

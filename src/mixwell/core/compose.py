@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -128,8 +128,14 @@ def _unmixed(terms: Iterable[Node]) -> list[Option]:
     return [Option(1.0, _resolve([_unmixing(term) for term in terms if isinstance(term, Call)], lenient=True))]
 
 
-def _beside(terms: Iterable[Node], mixed: Node) -> list[Option]:
+def _beside(terms: Sequence[Node], mixed: Node) -> list[Option]:
     """Another mix, under what the terms say about single images and the loss, as far as that can act on it."""
+    if isinstance(mixed, Switched):
+        return [
+            Option(weight * inner.weight, inner.chosen)
+            for weight, option in mixed.options
+            for inner in _beside(terms, option)
+        ]
     calls = mixed.terms if isinstance(mixed, Sum) else (mixed,)
     own = [_part(call) for call in calls if isinstance(call, Call)]
     return [Option(1.0, _resolve([*own, *(_unmixing(t) for t in terms if isinstance(t, Call))], lenient=True))]

@@ -52,12 +52,14 @@ class Want:
             "patch_attention": (R, h·w) the same of the patches: the mean over heads and over the patches that look.
             "alignment": (R, K) what of each source of the mix arrives at the class token, see `Alignment`; on the pass
                 over a mix only.
+            "logits": (R, C), so that the clean batch is looked at for them before training moves the network; other
+                passes always have them.
             "gradient": (R, ...) of the loss with respect to the images (site "input"), or (R, C, h, w) to the map of
                 another site; on clean batches only.
         site: where.
     """
 
-    kind: Literal["features", "class_attention", "patch_attention", "alignment", "gradient"]
+    kind: Literal["features", "class_attention", "patch_attention", "alignment", "logits", "gradient"]
     site: int | str = -1
 
 
