@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 import mixwell
 from mixwell.conformance import Case, GivenLogits, close, one_turn
-from mixwell.nets.transform_mixer import mask_of, warped
+from mixwell.nets.transform_mixer import mask_of
+from mixwell.ops.affine import warped
 from mixwell.sample.saliency.transformmix import LearnedTransform
 
 SOURCE = "independent reference"

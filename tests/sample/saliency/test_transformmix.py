@@ -15,7 +15,8 @@ import mixwell
 from mixwell.core.axes import Scene
 from mixwell.core.mix import Mix, Partners
 from mixwell.nets import create_net
-from mixwell.nets.transform_mixer import TransformMixer, warped
+from mixwell.nets.transform_mixer import TransformMixer
+from mixwell.ops.affine import warped
 from mixwell.sample.saliency.transformmix import LearnedTransform, search, shown, unit_range, visible
 
 SMALL = "width=8, epochs=2, teacher_epochs=1"

@@ -51,7 +51,8 @@ from mixwell.core.registry import Pieces, method
 from mixwell.core.rng import key_of, seeded
 from mixwell.core.targets import Targets
 from mixwell.nets.pretrained import Pretrained
-from mixwell.nets.transform_mixer import Transform, TransformMixer, inverse_of, mask_of, warped
+from mixwell.nets.transform_mixer import Transform, TransformMixer, mask_of
+from mixwell.ops.affine import inverse_of, warped
 from mixwell.sample.saliency.automix import area_loss
 
 __all__ = ["LearnedTransform", "search", "shown", "unit_range", "visible"]
