@@ -1,7 +1,7 @@
 """Affine maps of images, and their inverses.
 
-A map θ leads from a place in the output to one in the input. Sides run from -1 to 1, edge to edge, so that one map serves
-any resolution.
+A map θ leads from a place in the output to one in the input. Sides run from -1 to 1, edge to edge, so that one map
+serves any resolution.
 """
 
 from __future__ import annotations
