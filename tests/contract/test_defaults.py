@@ -49,6 +49,22 @@ PAPER = {
         "delta": 3.0,
         "prob": None,
     },
+    "token_labeling": {
+        "beta": 0.5,
+        "alpha": 1.0,
+        "maps": "teacher",
+        "ground_truth": False,
+        "rule": "paper",
+    },
+    "tokenmix": {
+        "lam": 0.5,
+        "variant": "blocks",
+        "grid": None,
+        "saliency": None,
+        "rule": "paper",
+        "switch_prob": 0.5,
+        "mixup_alpha": 0.8,
+    },
     "snapmix": {"beta": 5.0, "saliency": "cam", "same_label": "paper", "prob": 1.0},
     "saliency_grafting": {
         "alpha": 2.0,

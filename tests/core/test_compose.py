@@ -259,6 +259,32 @@ def test_a_criterion_also_acts_on_plain_batches(registered):
     assert type(mixed.criterion) is type(plain.criterion) is SoftmaxBinaryCrossEntropy
 
 
+class InPlace(Term):
+    needs = frozenset({Need.ALIGNED})
+
+
+def test_a_piece_that_needs_pixels_in_their_places_is_refused_where_they_move(registered):
+    registered("single", lambda: Pieces(InPlace()))
+    assert len(one("cutmix + single").terms) == 1
+    with pytest.raises(mixwell.IncompatibleRecipe, match=r"single needs mixes whose pixels keep.*resizemix does not"):
+        mixwell.create("resizemix + single")
+
+
+def test_a_place_is_suggested_for_the_methods_own_blend(registered):
+    registered("single", lambda: Pieces(Permutation(), (Hidden((1,)), Linear())))
+    assert isinstance(one("single").place, Hidden)
+    assert isinstance(one("single + cutmix").place, Input)
+    assert one("single + manifold_mixup(sites=(2,))").place.sites == (2,)
+
+
+def test_the_gates_own_criterion_acts_on_all_batches():
+    mixed, plain = mixwell.create("manifold_mixup(prob=0.5, criterion=softmax_bce)").options
+    assert plain.blend is None
+    assert type(mixed.criterion) is type(plain.criterion) is SoftmaxBinaryCrossEntropy
+    _, plain = mixwell.create("manifold_mixup(prob=0.5, criterion=softmax_bce)", criterion="cross_entropy").options
+    assert type(plain.criterion) is SoftCrossEntropy
+
+
 def test_a_term_that_needs_a_mix_is_left_out_on_plain_batches(registered):
     registered("single", lambda: Pieces(Penalty()))
     mixed, plain = mixwell.create("cutmix(prob=0.5) + single").options

@@ -85,6 +85,7 @@ class Need(Enum):
     OWN_ROW = "mixes that contain the image's own row"
     DIFFERENTIABLE = "a blend that is differentiable in λ"
     VIEWS = "several views of each image"
+    ALIGNED = "mixes whose pixels keep their places"
 
 
 @dataclass(eq=False)
@@ -327,6 +328,11 @@ class Blend(Piece):
     by_channel: bool = False
     shows_shares: bool = True
     exact: bool = True
+
+    @property
+    def offers(self) -> frozenset[Need]:
+        """All that pieces may need of its mixes: what it gives, and that it is aligned."""
+        return self.gives | {Need.ALIGNED} if self.aligned else self.gives
 
     def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"] | None:
         """Where it finds the clean images salient, for pictures; None if it does not look, or by a `Saliency`."""

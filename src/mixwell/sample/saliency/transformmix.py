@@ -29,7 +29,6 @@ Adam at 1e-3 for 10 epochs and λ ~ Beta(1, 1) are our choice, and so is the sca
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -254,7 +253,7 @@ class LearnedTransform(Blend):
                 return
             channels = self._channels(workshop)
             names = ("transform", "width", "tau", "alpha", "epochs", "lr", "gamma")
-            settings = {**{name: getattr(self, name) for name in names}, "teacher": _digest(self.teacher.weights)}
+            settings = {**{name: getattr(self, name) for name in names}, "teacher": self.teacher.fingerprint}
             made = workshop.made("transform-mixer", settings, lambda: self._searched(workshop, channels))
         else:
             made = _read(self.file)
@@ -384,21 +383,13 @@ class LearnedTransform(Blend):
     def _packed(self, mixer: TransformMixer, losses: Float[Tensor, " epochs"]) -> dict[str, Tensor]:
         """What a file holds."""
         parts = {f"mixer.{name}": value.cpu() for name, value in mixer.state_dict().items()}
-        if self.teacher.small:
+        if self.teacher.small and self.teacher.there:
             parts |= {f"teacher.{name}": value for name, value in self.teacher.weights.items()}
         return {**parts, "tau": torch.tensor(self.tau, dtype=torch.float64), "losses": losses.cpu()}
 
 
 def _part(made: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in made.items() if name.startswith(prefix)}
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    found = hashlib.blake2b(digest_size=10)
-    for name, value in weights.items():
-        found.update(name.encode())
-        found.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _read(file: str) -> dict[str, Tensor]:
