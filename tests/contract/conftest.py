@@ -65,6 +65,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("slug", "which"), acts)
 
 
+def last_turn(recipe: mixwell.Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> mixwell.Turn:
+    """The network's own turn in a step, after those of other players."""
+    *_, turn = recipe.turns(model, images, labels)
+    assert turn.group == "main"
+    return turn
+
+
+@pytest.fixture(scope="session")
+def main_turn() -> Callable[..., mixwell.Turn]:
+    """`main_turn(recipe, model, images, labels)`: the turn in which the network learns."""
+    return last_turn
+
+
 @dataclass(frozen=True)
 class Which:
     """The number of a recipe's option, and whether it mixes hidden maps."""
@@ -158,6 +171,7 @@ def prepared() -> Callable[..., mixwell.Recipe]:
     def make(recipe: mixwell.Recipe, channels: int = 3, size: tuple[int, int] = (32, 32)) -> mixwell.Recipe:
         noise = torch.rand(7, channels, *size, generator=torch.Generator().manual_seed(0))
         batch = mixwell.Batch(noise, torch.arange(7), mixwell.Pixels((0.0,), (1.0,)))
+        recipe.use_data(train=lambda: [batch], held_out=lambda: [batch])
         return recipe.prepare(lambda: [batch], f"noise {channels}×{size}")
 
     return make
@@ -184,11 +198,11 @@ def network_for(
     def make(
         recipe: mixwell.Recipe, classes: int = 7, channels: int = 3, size: tuple[int, int] = (32, 32)
     ) -> nn.Module:
-        attention = any(want.kind == "class_attention" for want in recipe.wants)
-        model = vit(classes, channels, size) if attention else cnn(classes, channels)
+        model = vit(classes, channels, size) if recipe.needs_tokens else cnn(classes, channels)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             prepared(recipe, channels, size).bind(model, torch.randn(2, channels, *size))
+            recipe.before_epoch(model)
         return model
 
     return make

@@ -185,6 +185,7 @@ class Piece(nn.Module):
         shared: whether its draws are the same on all ranks (decisions of which site or branch).
         clean: whether it needs a training pass over the clean batch.
         held_out: whether it looks at images that are kept from training (`Recipe.use_data`).
+        tokens: whether it needs a transformer's tokens, besides the attention that it wants.
     """
 
     slot: ClassVar[Slot]
@@ -193,6 +194,7 @@ class Piece(nn.Module):
     shared: bool = False
     clean: bool = False
     held_out: bool = False
+    tokens: bool = False
 
     def draw(self, rows: int, rng: Generator) -> Any:
         """All random numbers of one step for a batch of `rows` images."""

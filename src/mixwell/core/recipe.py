@@ -402,6 +402,14 @@ class Recipe(nn.Module):
         return frozenset().union(*(option.wants for option in self._each))
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether it acts on transformers only: on their attention, or on their tokens."""
+        attention = ("class_attention", "patch_attention", "alignment")
+        return any(want.kind in attention for option in self._each for want in option.wants | option.view_wants) or any(
+            piece.tokens for option in self._each for piece in option.pieces
+        )
+
+    @property
     def sites(self) -> frozenset[str]:
         """Every hidden site at which it may mix or change moments. Known once it is bound."""
         mixing = [option.place.sites_used() for option in self._each if option.blend is not None]

@@ -76,13 +76,13 @@ def needs_network(recipe: Recipe) -> bool:
 def fitted_net(
     recipe: Recipe, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], num_classes: int
 ) -> nn.Module:
-    """A small network fitted to the normalised pictures and their mirror images: `vit-s` where a recipe reads
-    attention, else `cnn-s`; one linear layer if the recipe asks for nothing.
+    """A small network fitted to the normalised pictures and their mirror images: `vit-s` where a recipe needs
+    tokens, else `cnn-s`; one linear layer if the recipe asks for nothing.
     """
     channels = images.shape[1]
     if not needs_network(recipe):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-    name = "vit-s" if any(want.kind == "class_attention" for want in recipe.wants) else "cnn-s"
+    name = "vit-s" if recipe.needs_tokens else "cnn-s"
     net = create_net(name, num_classes, channels=channels, size=images.shape[2])
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
     for step in range(_STEPS):
@@ -132,7 +132,8 @@ def act(
         torch.manual_seed(seed)
         net = fitted_net(made, batch.images, labels, num_classes) if model is None else copy.deepcopy(model)
         made.prepare(lambda: [batch], f"pictures {key_of(images.numpy(force=True).tobytes())}")
-        made.bind(net, batch.images)
+        made.use_data(train=lambda: [batch], held_out=lambda: [batch]).bind(net, batch.images)
+        made.before_epoch(net)
         if made.owns:
             _train(made, net, batch)
         return _shown(made, net, batch, num_classes)
@@ -142,13 +143,16 @@ def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
     """Train what the recipe owns, so that its picture is not that of random weights."""
     # In another order, so that a recipe which remembers its last batch shows other pictures.
     others = Batch(batch.images.roll(1, 0), batch.labels.roll(1), batch.pixels)
-    optimiser = torch.optim.AdamW(recipe.parameter_groups(net), lr=2e-3)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for group in recipe.parameter_groups(net):
+        groups.setdefault(group["turn"], []).append({"params": group["params"]})
+    optimisers = {turn: torch.optim.AdamW(parts, lr=2e-3) for turn, parts in groups.items()}
     for step in range(1, _STEPS + 1):
         clock = Clock(step, total=_STEPS + 1)
         for turn in recipe.turns(net, others, clock=clock):
-            optimiser.zero_grad()
+            optimisers[turn.group].zero_grad()
             torch.autograd.backward(turn.loss)
-            optimiser.step()
+            optimisers[turn.group].step()
         recipe.after_step(net, clock)
 
 
