@@ -403,7 +403,9 @@ def amr(
     latent: channels of a code; the paper takes 2, 16 and 64.
     depth: channels of the networks' first layers.
     scales: how often sides are halved; none: until codes are about 4 wide.
-    lr, betas, weight_decay: of both players' Adam.
+    lr: learning rate of both players' Adam.
+    betas: its decays.
+    weight_decay: its weight decay.
     update_g_every: steps from one of the auto-encoder to its next; the critic learns in each.
     prob: share of the batches that are mixed, and that the players learn from.
     per: one α per "sample" or per "batch".
