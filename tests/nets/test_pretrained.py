@@ -232,3 +232,60 @@ def test_without_a_batch_nothing_is_made(tmp_path: Path):
 def test_numbers_out_of_range(given: dict[str, int]):
     with pytest.raises(mixwell.ParameterError, match=f"teacher_{next(iter(given))}"):
         Pretrained(owner="x", **given)
+
+
+@pytest.mark.parametrize("name", ["cnn-s", "preact-resnet18", "timm/test_nfnet", "timm/resnet10t"])
+def test_the_mean_over_all_places_is_what_the_network_says(name):
+    teacher, net = Pretrained(owner="the test"), create_net(name, 4, size=64)
+    teacher.use(net)
+    images = torch.randn(3, 3, 64, 96)
+    with torch.no_grad():
+        maps = teacher.class_maps(images)
+        torch.testing.assert_close(maps.mean((2, 3)), teacher.logits(images), rtol=1e-4, atol=1e-5)
+    assert maps.shape[:2] == (3, 4)
+    assert maps.shape[2] * maps.shape[3] > 1
+    assert maps.dtype == torch.float32
+    assert (maps.std((2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"global_pool": "avg", "class_token": False}, {"reg_tokens": 2}], ids=str)
+def test_a_transformers_patches_are_classified_alone(vit, options):
+    net = vit(4, size=(32, 48), **options).eval()
+    teacher = Pretrained(owner="the test")
+    teacher.use(net)
+    images = torch.randn(3, 3, 32, 48)
+    with torch.no_grad():
+        maps = teacher.class_maps(images)
+        tokens = images
+        tokens = net.blocks(net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(tokens)))))
+        tokens = tokens[:, net.num_prefix_tokens :]
+        expected = net.head(net.fc_norm(net.norm(tokens))).mT.view(3, 4, 4, 6)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_needs_all_places_has_no_maps():
+    teacher = Pretrained(owner="the test")
+    net = nn.Sequential()
+    net.add_module("layer1", nn.Conv2d(3, 2, 3, 4, 1))
+    net.add_module("flat", nn.Flatten())
+    net.add_module("fc", nn.Linear(2 * 4 * 4, 5))
+    teacher.use(net)
+    with pytest.raises(mixwell.ModelError, match=r"the test's teacher cannot classify single places"):
+        teacher.class_maps(torch.randn(2, 3, 16, 16))
+
+
+def test_a_fingerprint_tells_weights_and_sizes_apart():
+    net = create_net("cnn-s", 4)
+
+    def of(**options) -> str:
+        teacher = Pretrained(owner="the test")
+        teacher.use(net, **options)
+        return teacher.fingerprint
+
+    first = of()
+    assert of() == first
+    assert of(size=16) != first
+    assert of(pixels=PIXELS) != first
+    with torch.no_grad():
+        net.fc.bias[0] += 1
+    assert of() != first

@@ -149,7 +149,7 @@ class _Option(Policy):
         self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock, data: Splits
     ) -> Iterator[Turn]:
         """The turns of one step."""
-        scene = self._scene(probe, batch, draws, clock, data)
+        scene = self.scene(probe, batch, draws, clock, data)
         for piece in self.pieces:
             yield from piece.lessons(scene)
         step, met = self._run(probe, model, scene)
@@ -169,23 +169,29 @@ class _Option(Policy):
             if wrapped is not total:
                 parts["wrapped"] = wrapped.detach()
             total = wrapped
+        parts |= {name: value.detach() for name, value in step.notes.items()}
         yield Turn(total, "main", parts, step.outputs.logits.detach(), targets)
         for piece in self.pieces:
             piece.observe(step)
 
-    def _scene(self, probe: Probe, batch: Batch, draws: Draws, clock: Clock, data: Splits) -> Scene:
-        """What the sample policy may look at."""
+    def scene(self, probe: Probe, batch: Batch, draws: Draws, clock: Clock, data: Splits) -> Scene:
+        """What the sample policy may look at in a step through a network."""
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
-        held_out = data.at(clock.step) if any(piece.held_out for piece in self.pieces) else None
-        return Scene(batch, draws, looks, site, clock, held_out, loss=self.criterion)
+        scene = Scene(batch, draws, looks, site, clock, data=data, loss=self.criterion)
+        scene.attempt = partial(self._attempt, probe, scene)
+        return scene
+
+    def _views_in(self, scene: Scene) -> tuple[Tensor, ...]:
+        """The images that go into the step's mix, made once."""
+        found: tuple[Tensor, ...] = scene.once(self, partial(self.views, scene), "views")
+        return found
 
     def _run(self, probe: Probe, model: nn.Module, scene: Scene) -> tuple[Step, Mix | None]:
         """The step's passes, and the mix that changed moments belong to, if the rows were mixed before."""
-        batch, looks, views = scene.batch, cast(Views, scene.views), self.views(scene)
+        batch, looks, views = scene.batch, cast(Views, scene.views), self._views_in(scene)
         if looks.wants:
             _ = looks.logits  # before the training pass moves the statistics of normalisations
-        scene.attempt = partial(self._attempt, probe, scene, views)
         lam = None if self.blend is None else self.lam(scene)
         heads = (piece.mixed_classifier() for piece in self.pieces)
         head = next((found for found in heads if found is not None), None)
@@ -200,9 +206,10 @@ class _Option(Policy):
         return Step(scene, mix, outputs.split(len(views)), clean, moments), met[0] if met else None
 
     def _attempt(
-        self, probe: Probe, scene: Scene, views: Sequence[Tensor], lam: Tensor, call: Callable[[Tensor], Any]
+        self, probe: Probe, scene: Scene, lam: Tensor, call: Callable[[Tensor], Any]
     ) -> tuple[Tensor, Targets]:
         """Logits and labels of the mix with another λ, see `Scene.attempt`."""
+        views = self._views_in(scene)
         outputs, mix, _, _ = self._through(probe, scene, views, lam, call)
         targets = mix.targets()
         targets.num_classes = self.num_classes
@@ -487,20 +494,27 @@ class Recipe(nn.Module):
         *,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        unaugmented: Callable[[], Iterable[Batch]] | None = None,
+        rows: int | None = None,
     ) -> Recipe:
-        """Make or load what its pieces need before training begins (auto-encoders, teachers, pictures).
+        """Make or load what its pieces need before training begins (auto-encoders, teachers, label maps, pictures).
 
         Args:
             batches: called for each pass over the clean training batches.
             data: a text that names the data; artefacts are cached under it.
             device: where to compute.
             progress: called with (what is made, steps done, steps in all).
+            unaugmented: called for each pass over the same images without augmentation, each with its `index` in the
+                data set; None where `batches` are not augmented.
+            rows: how many images there are, if that is known; for the progress only.
         """
 
-        def of_here() -> Iterator[Batch]:
+        def of_here(batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
             return (self._batch(batch, None) for batch in batches())
 
-        workshop = Workshop(of_here, data, torch.device(device), self.num_classes)
+        workshop = Workshop(partial(of_here, batches), data, torch.device(device), self.num_classes, rows=rows)
+        if unaugmented is not None:
+            workshop.unaugmented = partial(of_here, unaugmented)
         if progress is not None:
             workshop.progress = progress
         for piece in self.modules():  # also those of recipes inside pieces
@@ -641,6 +655,20 @@ class Recipe(nn.Module):
             )
         for turn in option.turns(probe, model, batch, drawn, clock, self._progress.data):
             yield replace(turn, loss=self._touching_all(turn, model))
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """How each of its options mixes."""
+        return self._each
+
+    def preview(self, model: nn.Module, images: Batch, clock: Clock | None = None) -> Float[Tensor, "r ..."]:
+        """What the first option that mixes would make of a batch at its place, without a step being counted."""
+        clock = clock or Clock(self.steps)
+        batch = self._batch(images, None)
+        option = next(option for option in self._each if option.blend is not None)
+        draws = option.draw(len(batch), self._streams, clock.step)
+        scene = option.scene(self._probe_of(model, batch.images), batch, draws, clock, self._progress.data)
+        return option.mix(option.views(scene)[0], scene).images
 
     def after_step(self, model: nn.Module, clock: Clock | None = None) -> None:
         """To be called after the optimisers moved.

@@ -12,7 +12,7 @@ from mixwell.core.batch import Batch
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import distributed
 
-__all__ = ["Splits", "summed_over_processes"]
+__all__ = ["Splits", "gathered_over_processes", "summed_over_processes"]
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -85,6 +85,15 @@ class Splits:
                 "`mixwell train` does so by itself."
             )
         return (batch.to(self.device) for batch in batches())
+
+
+def gathered_over_processes(tensor: Tensor) -> Tensor:
+    """The rows of every process's tensor, one after the other, on all of them; their numbers may differ."""
+    if not distributed():
+        return tensor
+    found: list[Tensor] = [tensor] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, tensor.cpu())
+    return torch.cat([part.to(tensor.device) for part in found])
 
 
 def summed_over_processes(tensor: Tensor) -> Tensor:

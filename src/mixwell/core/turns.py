@@ -42,7 +42,7 @@ class Turn:
     Attributes:
         loss: scalar to call backward on.
         group: the turn's parameter group (`Recipe.parameter_groups` names each group's turn).
-        parts: named parts of the loss for the log, detached.
+        parts: named parts of the loss, and other numbers, for the log; detached.
         logits: (R, C) detached, of the turn's training pass.
         targets: what they were trained towards.
         last: whether the step ends with this turn.

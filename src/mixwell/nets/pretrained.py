@@ -24,7 +24,7 @@ from mixwell.core.rng import key_of, seeded
 from mixwell.nets.cnn_s import CNNS
 from mixwell.nets.factory import create_net
 from mixwell.nets.library import library
-from mixwell.probe import Outputs, Probe, Want
+from mixwell.probe import Edit, Outputs, Probe, Want
 
 __all__ = ["Pretrained", "train_classifier"]
 
@@ -114,7 +114,50 @@ class Pretrained(nn.Module):
         """What it says of the images, in fp32; arguments and errors as of `features`."""
         return self._outputs(images, pixels).logits.float()
 
-    def _outputs(self, images: Tensor, pixels: Pixels | None, *wants: Want) -> Outputs:
+    def class_maps(
+        self, images: Float[Tensor, "b c h w"], pixels: Pixels | None = None
+    ) -> Float[Tensor, "b classes y x"]:
+        """What it would say if its last stage saw nothing but one place, for each place; arguments as of `features`.
+
+        All that comes after the last stage is applied to every place alone; in transformers a patch's token takes the
+        place of the class token too. Where the places are averaged and classified by a linear layer, the mean over all
+        places is `logits`.
+
+        Raises:
+            ModelError: what comes after the last stage needs more than one place.
+        """
+        grid = [0, 0]
+
+        def alone(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            grid[:] = hidden.shape[2:]
+            each = hidden.permute(0, 2, 3, 1).reshape(-1, hidden.shape[1], 1, 1)
+            return each, None if prefix is None else each.flatten(1)[:, None].expand(-1, prefix.shape[1], -1)
+
+        try:
+            logits = self._outputs(images, pixels, edit=alone).logits.float()
+        except RuntimeError as error:
+            raise ModelError(
+                f"{self.owner}'s teacher cannot classify single places of its last stage: {error}. Take one that "
+                "averages them, such as 'resnet50'."
+            ) from error
+        return logits.view(len(images), *grid, -1).permute(0, 3, 1, 2)
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a network yet."""
+        return self._net is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the network's weights and of what it takes images for."""
+        assert self._net is not None, "only a network that is there has weights"
+        digest = hashlib.blake2b(repr((self._pixels, self._size)).encode(), digest_size=10)
+        for name, value in self._net[0].state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _outputs(self, images: Tensor, pixels: Pixels | None, *wants: Want, edit: Edit | None = None) -> Outputs:
         if self._net is None:
             raise MixwellError(
                 f"{self.owner} looks at images through a teacher network, and there is none yet. Call "
@@ -125,7 +168,8 @@ class Pretrained(nn.Module):
             shown = self._shown(images, pixels)
             if self._probe is None:
                 self._probe = Probe(self._net[0], shown)
-            return self._probe.run(shown, wants=wants)
+            edits = {} if edit is None else {self._probe.anatomy.site(-1).name: edit}
+            return self._probe.run(shown, wants=wants, edits=edits)
 
     def _shown(self, images: Tensor, pixels: Pixels | None) -> Tensor:
         """The images as the network takes them."""

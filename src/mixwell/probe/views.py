@@ -122,7 +122,8 @@ class Views:
                     maps[want] = images = images.requires_grad_()
                 else:
                     edits[self.probe.anatomy.site(want.site).name] = keep(want)
-            outputs = self.probe.run(images, wants=self.wants - set(gradients), edits=edits)
+            outputs = self.probe.run(images, wants=self.wants - {Want("logits"), *gradients}, edits=edits)
+            outputs.seen[Want("logits")] = outputs.logits
             if gradients:
                 loss = self.loss(outputs.logits.float(), self.batch.labels)
                 found = torch.autograd.grad(loss, [maps[want] for want in gradients])

@@ -44,6 +44,7 @@ from mixwell.train.meters import Meters
 from mixwell.train.optim import check_names, steppers
 from mixwell.train.prepare import prepare
 from mixwell.train.report import Reporter
+from mixwell.train.samples import COUNT, renders, samples
 
 __all__ = ["TIME_FIELDS", "Result", "train"]
 
@@ -212,6 +213,13 @@ class _Engine:
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         first = self._placed(next(self.loader.epoch(0)))
+        self.shown = replace(
+            first,
+            images=first.images[:COUNT],
+            labels=first.labels[:COUNT],
+            index=None if first.index is None else first.index[:COUNT],
+            extras={name: value[:COUNT] for name, value in first.extras.items()},
+        )
         notes = []
         if config.init not in (None, "pretrained"):
             notes.append(load_init(self.model, str(config.init), self.data.num_classes))
@@ -500,6 +508,9 @@ class _Engine:
             "seconds": self.seconds,
             "evaluation_seconds": time.monotonic() - begun,
         }
+        if renders(self.recipe) and self.step <= self.switch and self.accelerator.is_main_process:
+            clock = Clock(self.step, self.total, epoch, record["lr"])
+            self.folder.write_sample(epoch + 1, samples(self.recipe, self.model, self.shown, clock))
         self.history.append(record)
         self.meters, self.seconds = Meters(), 0.0
         if self.accelerator.is_main_process:
