@@ -56,8 +56,13 @@ def step_of(text: str, model: str, images: Tensor, labels: Tensor) -> tuple[Call
     pixels = mixwell.Pixels((0.5,) * 3, (0.25,) * 3)
     recipe = mixwell.create(text, CLASSES, pixels=pixels)
     batch = mixwell.Batch(images, labels, pixels)
-    recipe.prepare(lambda: [batch], "random numbers of the benchmark").bind(net, images)
-    optimizer = torch.optim.SGD(recipe.parameter_groups(net), lr=0.01, momentum=0.9)
+    recipe.prepare(lambda: [batch], "random numbers of the benchmark")
+    recipe.use_data(train=lambda: [batch], held_out=lambda: [batch]).bind(net, images)
+    recipe.before_epoch(net, mixwell.Clock(1, epoch=1))
+    groups: dict[str, list[dict[str, object]]] = {}
+    for group in recipe.parameter_groups(net):
+        groups.setdefault(group["turn"], []).append({"params": group["params"]})
+    optimizers = {turn: torch.optim.SGD(parts, lr=0.01, momentum=0.9) for turn, parts in groups.items()}
     passes = Passes()
     passes.watch(net)
     for module in recipe.modules():
@@ -66,9 +71,9 @@ def step_of(text: str, model: str, images: Tensor, labels: Tensor) -> tuple[Call
 
     def step() -> None:
         for turn in recipe.turns(net, images, labels):
-            optimizer.zero_grad()
+            optimizers[turn.group].zero_grad()
             turn.loss.backward()
-            optimizer.step()
+            optimizers[turn.group].step()
         recipe.after_step(net)
 
     return step, passes

@@ -39,7 +39,10 @@ HOST = "cutmix"
 PICTURED = {
     "attentive_cutmix": "teacher_epochs=100",
     "comixup": "beta=0.16",
+    "token_labeling": "teacher_epochs=100",
+    "tokenmix": "teacher_epochs=100",
     "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+    "tokenmixup": "inputs=none",
 }
 """Settings under which four photographs show what usual batches do."""
 SEEDS = 5_000
@@ -130,13 +133,13 @@ def method_page(page: Page) -> str:
 def usage(slug: str) -> str:
     """Three lines of Python and one of the shell."""
     text = recipe_text(slug)
-    attention = any(want.kind == "class_attention" for want in mixwell.create(text, 10).wants)
+    tokens = mixwell.create(text, 10).needs_tokens
     raw = needs_pixels(picture_text(slug))
     create = f"mixwell.create({json.dumps(text)}, num_classes=10{', pixels=pixels' if raw else ''})"
     parts = [
         f"```python\nimport mixwell\n\nrecipe = {create}\nloss = recipe(model, images, labels)\n```",
         "`pixels` says how the images were normalised: `mixwell.Pixels(mean, std)`." if raw else "",
-        f"```\nmixwell train --recipe {shlex.quote(text)}{' --model vit-s' if attention else ''}\n```",
+        f"```\nmixwell train --recipe {shlex.quote(text)}{' --model vit-s' if tokens else ''}\n```",
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -144,8 +147,7 @@ def usage(slug: str) -> str:
 def needs_pixels(text: str) -> bool:
     """Whether the recipe looks at raw pixels; it says so when it misses them."""
     recipe = mixwell.create(text, 4)
-    attention = any(want.kind == "class_attention" for want in recipe.wants)
-    net, images = create_net("vit-s" if attention else "cnn-s", 4), torch.rand(4, 3, 32, 32)
+    net, images = create_net("vit-s" if recipe.needs_tokens else "cnn-s", 4), torch.rand(4, 3, 32, 32)
     labels = torch.arange(4)
     try:
         recipe.prepare(lambda: [mixwell.Batch(images, labels)], "random numbers for the documentation")

@@ -43,6 +43,7 @@ __all__ = [
     "Case",
     "Comparator",
     "Compared",
+    "GivenAttention",
     "GivenLogits",
     "Report",
     "check",
@@ -79,6 +80,35 @@ class Case(dict[str, Array]):
     def tensor(self, name: str) -> Tensor:
         """The array as a tensor of its own shape and dtype."""
         return torch.from_numpy(self[name])
+
+
+class GivenAttention(nn.Module):
+    """Self-attention that multiplies out to a given one: per head, token i's query is log a[i], its key one-hot.
+
+    Args:
+        attention: (B, heads, N, N) softmaxed; zeros are as good as those of a softmax.
+    """
+
+    scale = 1.0
+
+    def __init__(self, attention: Float[Tensor, "b heads n n"]) -> None:
+        super().__init__()
+        _, self.num_heads, n, _ = attention.shape
+        attention = attention.float()
+        query = attention.clamp_min(torch.finfo(torch.float32).tiny).log()
+        key = torch.eye(n).expand_as(attention)
+        self.tokens = torch.cat((query, key), -1).transpose(1, 2).flatten(2)
+        # In each head q takes the first n channels, k the last n, and both leave n channels empty.
+        take_first, take_last = torch.eye(2 * n), torch.eye(2 * n).roll(n, 1)
+        take_first[n:] = take_last[n:] = 0
+        heads, width = torch.eye(self.num_heads), self.tokens.shape[2]
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        parts = (torch.kron(heads, take_first), torch.kron(heads, take_last), torch.zeros(width, width))
+        self.qkv.weight = nn.Parameter(torch.cat(parts))
+
+    def forward(self) -> Tensor:
+        found: Tensor = self.qkv(self.tokens)
+        return found
 
 
 class GivenLogits(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import mixwell
-from mixwell.conformance import Case, close, equal, one_turn
+from mixwell.conformance import Case, GivenAttention, close, equal, one_turn
 from mixwell.label.attention.transmix import attended
 from mixwell.ops.boxes import area_of, boxes_of, pair_masks
 from mixwell.ops.tokens import token_masks, token_shares
@@ -20,30 +20,6 @@ COMPARE = {
     "loss": close(1e-6, rtol=1e-6),
     "*": close(1e-6),
 }
-
-
-class GivenAttention(nn.Module):
-    """Self-attention that multiplies out to a given one: per head, token i's query is log a[i], its key one-hot."""
-
-    scale = 1.0
-
-    def __init__(self, attention: Tensor) -> None:
-        super().__init__()
-        _, self.num_heads, n, _ = attention.shape
-        attention = attention.float()
-        query = attention.clamp_min(torch.finfo(torch.float32).tiny).log()
-        key = torch.eye(n).expand_as(attention)
-        self.tokens = torch.cat((query, key), -1).transpose(1, 2).flatten(2)
-        # In each head q takes the first n channels, k the last n, and both leave n channels empty.
-        take_first, take_last = torch.eye(2 * n), torch.eye(2 * n).roll(n, 1)
-        take_first[n:] = take_last[n:] = 0
-        heads, width = torch.eye(self.num_heads), self.tokens.shape[2]
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        parts = (torch.kron(heads, take_first), torch.kron(heads, take_last), torch.zeros(width, width))
-        self.qkv.weight = nn.Parameter(torch.cat(parts))
-
-    def forward(self) -> Tensor:
-        return self.qkv(self.tokens)
 
 
 class Net(nn.Module):

@@ -6,6 +6,7 @@ for hidden maps too where the method mixes these otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from mixwell.core.axes import Blend, Piece, Statistics
 from mixwell.core.places import ByPlace, LamByPlace
 from mixwell.core.registry import method_of
 from mixwell.core.rng import Streams
+from mixwell.sample.attention.tokenmixup import TokenReplace
 
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
@@ -59,10 +61,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(slug, Which(number, hidden), id=f"{slug}{f'-{number}' * (number > 0)}{'-hidden' * hidden}")
         for slug in mixwell.methods()
         for number, option in enumerate(mixwell.create(text_of(slug)).options)
-        if option.blend is not None
+        if option.blend is not None and not isinstance(option.blend, TokenReplace)  # acts on what a block is given
         for hidden in ((False, True) if isinstance(option.blend, ByPlace) else (False,))
     ]
     metafunc.parametrize(("slug", "which"), acts)
+
+
+def last_turn(recipe: mixwell.Recipe, model: nn.Module, images: Tensor, labels: Tensor) -> mixwell.Turn:
+    """The network's own turn in a step, after those of other players."""
+    *_, turn = recipe.turns(model, images, labels)
+    assert turn.group == "main"
+    return turn
+
+
+@pytest.fixture(scope="session")
+def main_turn() -> Callable[..., mixwell.Turn]:
+    """`main_turn(recipe, model, images, labels)`: the turn in which the network learns."""
+    return last_turn
 
 
 @dataclass(frozen=True)
@@ -116,17 +131,15 @@ class Act:
         """Labels are the row numbers, so that a wrong partner shows."""
         batch = mixwell.Batch(images, torch.arange(len(images)) if labels is None else labels, PIXELS)
         drawn = self.draws(len(images)) if draws is None else draws
-        views = None
+        scene = mixwell.Scene(batch, drawn)
         if self.looks:
             net = self.network_for(self.recipe, channels=images.shape[1], size=tuple(images.shape[2:])).to(images.dtype)
-            views = mixwell.Views(mixwell.Probe(net, images), batch, self.option.view_wants, self._loss)
+            probe, data = mixwell.Probe(net, images), self.recipe._progress.data
+            scene = self.option.scene(probe, batch, drawn, mixwell.Clock(), data)
         elif images.ndim == 4:
             self.prepared(self.recipe, images.shape[1], tuple(images.shape[2:]))
-        return self.option.mix(images, mixwell.Scene(batch, drawn, views, "hidden" if self.which.hidden else None))
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.option.clean_loss(logits, mixwell.Targets.of(labels))
-        return loss
+        scene.site = "hidden" if self.which.hidden else None
+        return self.option.mix(images, scene)
 
     def with_draws(self, rows: int, changes: dict[Piece, Any]) -> mixwell.Draws:
         """The draws of step 0, but for those of some pieces."""
@@ -158,6 +171,7 @@ def prepared() -> Callable[..., mixwell.Recipe]:
     def make(recipe: mixwell.Recipe, channels: int = 3, size: tuple[int, int] = (32, 32)) -> mixwell.Recipe:
         noise = torch.rand(7, channels, *size, generator=torch.Generator().manual_seed(0))
         batch = mixwell.Batch(noise, torch.arange(7), mixwell.Pixels((0.0,), (1.0,)))
+        recipe.use_data(train=lambda: [batch], held_out=lambda: [batch])
         return recipe.prepare(lambda: [batch], f"noise {channels}×{size}")
 
     return make
@@ -184,11 +198,12 @@ def network_for(
     def make(
         recipe: mixwell.Recipe, classes: int = 7, channels: int = 3, size: tuple[int, int] = (32, 32)
     ) -> nn.Module:
-        attention = any(want.kind == "class_attention" for want in recipe.wants)
-        model = vit(classes, channels, size) if attention else cnn(classes, channels)
+        patch = math.gcd(8, *size)
+        model = vit(classes, channels, size, patch_size=patch) if recipe.needs_tokens else cnn(classes, channels)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             prepared(recipe, channels, size).bind(model, torch.randn(2, channels, *size))
+            recipe.before_epoch(model, mixwell.Clock(1, epoch=1))  # with an epoch behind it
         return model
 
     return make

@@ -76,7 +76,7 @@ def test_workers_draw_their_own_numbers(act, slug, which, monkeypatch):
     assert not np.array_equal(*drawn)
 
 
-def test_resume_at_a_step_gives_that_steps_numbers(slug, recipe_for, network_for):
+def test_resume_at_a_step_gives_that_steps_numbers(slug, recipe_for, network_for, main_turn):
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     for row, image in enumerate(images):
         image[:, 8 * row : 8 * row + 8] *= 5  # each is salient at a place of its own
@@ -87,7 +87,7 @@ def test_resume_at_a_step_gives_that_steps_numbers(slug, recipe_for, network_for
 
     def losses(recipe, count):
         model = network_for(recipe).eval()
-        return [recipe(model, images, labels).item() for _ in range(count)]
+        return [main_turn(recipe, model, images, labels).loss.item() for _ in range(count)]
 
     straight = losses(recipe_for(slug, seed=1), 6)
     resumed = recipe_for(slug, seed=1)
@@ -97,7 +97,7 @@ def test_resume_at_a_step_gives_that_steps_numbers(slug, recipe_for, network_for
         pytest.skip("the method makes the same of these images in every step, so the test saw nothing")
 
 
-def test_global_generators_are_neither_read_nor_changed(slug, recipe_for, network_for, global_random_states):
+def test_global_generators_are_neither_read_nor_changed(slug, recipe_for, network_for, main_turn, global_random_states):
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     seen = []
     for seed in (0, 1):
@@ -107,7 +107,7 @@ def test_global_generators_are_neither_read_nor_changed(slug, recipe_for, networ
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
         before = global_random_states()
-        seen.append([recipe(model, images, labels).item() for _ in range(4)])
+        seen.append([main_turn(recipe, model, images, labels).loss.item() for _ in range(4)])
         assert global_random_states() == before
     assert seen[0] == seen[1]
 

@@ -43,11 +43,6 @@ def skip_own_criterion(slug):
         pytest.skip("rows whose search failed do not count")
 
 
-def one_turn(recipe, model, images, labels):
-    (turn,) = recipe.turns(model, images, labels)
-    return turn
-
-
 @pytest.mark.matrix(keep=24)
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_two_steps_move_every_parameter_and_stay_finite(slug, case, recipe_for, network_for):
@@ -58,18 +53,24 @@ def test_two_steps_move_every_parameter_and_stay_finite(slug, case, recipe_for, 
     if channels_last:
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     recipe.bind(model, images)
-    optimiser = torch.optim.SGD(recipe.parameter_groups(model), lr=0.05)
+    groups = recipe.parameter_groups(model)
+    optimisers = {group["turn"]: [] for group in groups}
+    for group in groups:
+        optimisers[group["turn"]].append(torch.optim.SGD(group["params"], lr=0.05))
     kept = images.clone(), labels.clone()
     for _ in range(2):
-        optimiser.zero_grad()
-        loss = recipe(model, images, labels)
-        loss.backward()
-        assert loss.ndim == 0
-        assert torch.isfinite(loss)
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, f"{name} got no gradient"
-            assert torch.isfinite(parameter.grad).all(), name
-        optimiser.step()
+        for turn in recipe.turns(model, images, labels):
+            for optimiser in optimisers[turn.group]:
+                optimiser.zero_grad()
+            turn.loss.backward()
+            assert turn.loss.ndim == 0
+            assert torch.isfinite(turn.loss)
+            if turn.group == "main":
+                for name, parameter in model.named_parameters():
+                    assert parameter.grad is not None, f"{name} got no gradient"
+                    assert torch.isfinite(parameter.grad).all(), name
+            for optimiser in optimisers[turn.group]:
+                optimiser.step()
         recipe.after_step(model)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert torch.equal(images, kept[0])
@@ -78,12 +79,12 @@ def test_two_steps_move_every_parameter_and_stay_finite(slug, case, recipe_for, 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @EVERY
-def test_a_step_under_autocast(slug, dtype, recipe_for, network_for):
+def test_a_step_under_autocast(slug, dtype, recipe_for, network_for, main_turn):
     recipe = recipe_for(slug)
     model = network_for(recipe)
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
     with torch.autocast("cpu", dtype):
-        turn = one_turn(recipe, model, images, labels)
+        turn = main_turn(recipe, model, images, labels)
     turn.loss.backward()
     assert turn.logits.dtype == dtype
     assert turn.loss.dtype == torch.float32
@@ -94,11 +95,11 @@ def test_a_step_under_autocast(slug, dtype, recipe_for, network_for):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @EVERY
-def test_networks_of_another_precision(slug, dtype, recipe_for, network_for):
+def test_networks_of_another_precision(slug, dtype, recipe_for, network_for, main_turn):
     recipe = recipe_for(slug)
     model, images = network_for(recipe).to(dtype), torch.randn(6, 3, 32, 32, dtype=dtype)
     recipe.bind(model, images)
-    turn = one_turn(recipe, model, images, torch.arange(6))
+    turn = main_turn(recipe, model, images, torch.arange(6))
     turn.loss.backward()
     assert turn.logits.dtype == dtype
     assert torch.isfinite(turn.loss)
@@ -108,14 +109,14 @@ def test_networks_of_another_precision(slug, dtype, recipe_for, network_for):
 @pytest.mark.parametrize("kind", ["int64", "int32", "one-hot", "soft"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @EVERY
-def test_the_loss_is_soft_cross_entropy(slug, smoothing, kind, recipe_for, network_for):
+def test_the_loss_is_soft_cross_entropy(slug, smoothing, kind, recipe_for, network_for, main_turn):
     option = recipe_for(slug).options[0]
     if type(option.criterion) is not SoftCrossEntropy or len(option.terms) or option.wrapper is not None:
         pytest.skip("the method minimises something else")
     if smoothing and Need.SIMPLEX in option.label.breaks:
         pytest.skip("torch takes the sum of a row's label shares for 1")
     recipe = recipe_for(slug, label_smoothing=smoothing)
-    turn = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), labels_of(kind))
+    turn = main_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), labels_of(kind))
     assert turn.targets.pool.dtype == labels_of(kind).dtype
     expected = F.cross_entropy(turn.logits, turn.targets.dense(), label_smoothing=smoothing)
     torch.testing.assert_close(turn.loss, expected)
@@ -123,10 +124,10 @@ def test_the_loss_is_soft_cross_entropy(slug, smoothing, kind, recipe_for, netwo
 
 
 @EVERY
-def test_multi_label_targets(slug, recipe_for, network_for):
+def test_multi_label_targets(slug, recipe_for, network_for, main_turn):
     skip_own_criterion(slug)
     recipe = recipe_for(slug, criterion="bce")
-    turn = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), labels_of("multi-hot"))
+    turn = main_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), labels_of("multi-hot"))
     wanted, total = turn.targets.dense(), turn.targets.total[:, None]
     expected = F.binary_cross_entropy_with_logits(turn.logits, wanted)
     expected = expected + ((total - 1) * F.softplus(turn.logits)).mean()  # Σ_k w_k·BCE(z, y_k), also where Σ_k w_k ≠ 1
@@ -134,19 +135,19 @@ def test_multi_label_targets(slug, recipe_for, network_for):
 
 
 @EVERY
-def test_a_criterion_of_ones_own(slug, recipe_for, network_for):
+def test_a_criterion_of_ones_own(slug, recipe_for, network_for, main_turn):
     """Label for label, weighted with the shares: cross-entropy given as a callable is cross-entropy."""
     skip_own_criterion(slug)
     recipe = recipe_for(slug, criterion=nn.CrossEntropyLoss(reduction="none"))
-    turn = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), torch.arange(6))
+    turn = main_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), torch.arange(6))
     torch.testing.assert_close(turn.parts["criterion"], F.cross_entropy(turn.logits, turn.targets.dense(7)))
 
 
-def test_label_shares_in_a_step(slug, recipe_for, network_for):
+def test_label_shares_in_a_step(slug, recipe_for, network_for, main_turn):
     """They name rows of the batch, and sum to 1 where the blend says so."""
     recipe = recipe_for(slug)
     for _ in range(8):
-        targets = one_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), torch.arange(6)).targets
+        targets = main_turn(recipe, network_for(recipe), torch.randn(6, 3, 32, 32), torch.arange(6)).targets
         if all(o.blend is None or Need.SIMPLEX in o.blend.gives - o.label.breaks for o in recipe.options):
             torch.testing.assert_close(targets.total, torch.ones(len(targets)))
             torch.testing.assert_close(targets.dense().sum(1), torch.ones(len(targets)))
@@ -156,21 +157,21 @@ def test_label_shares_in_a_step(slug, recipe_for, network_for):
 
 
 @EVERY
-def test_two_recipes_from_one_text_give_equal_losses(slug, recipe_for, network_for):
+def test_two_recipes_from_one_text_give_equal_losses(slug, recipe_for, network_for, main_turn):
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
     first = recipe_for(slug, seed=4)
     second = mixwell.create(str(first), 7, seed=4, pixels=first.pixels)
     assert str(second) == str(first)
     for _ in range(4):
-        one, two = (recipe(network_for(recipe).eval(), images, labels) for recipe in (first, second))
-        assert torch.equal(one, two)
+        one, two = (main_turn(recipe, network_for(recipe).eval(), images, labels) for recipe in (first, second))
+        assert torch.equal(one.loss, two.loss)
 
 
-def test_no_hook_stays_in_the_network(slug, recipe_for, network_for):
+def test_no_hook_stays_in_the_network(slug, recipe_for, network_for, main_turn):
     recipe = recipe_for(slug)
     model = network_for(recipe)
     for _ in range(4):
-        recipe(model, torch.randn(6, 3, 32, 32), torch.arange(6))
+        main_turn(recipe, model, torch.randn(6, 3, 32, 32), torch.arange(6))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

@@ -157,19 +157,60 @@ SMALL = {"img_size": 32, "depth": 2, "num_classes": 5}
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit_small_patch16_dinov3", {**SMALL, "embed_dim": 64, "num_heads": 2}),
-        ("vit_small_patch16_rope_224", {**SMALL, "embed_dim": 64, "num_heads": 2}),
         ("xcit_nano_12_p8_224", {**SMALL, "embed_dim": 32, "num_heads": 2}),
         ("cait_xxs24_224", {**SMALL, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "depth_token_only": 1}),
-        ("beit_base_patch16_224", {**SMALL, "embed_dim": 32, "num_heads": 2}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_attention_of_another_form_is_refused_rather_than_misread(name, options):
-    """Rotary positions, talking heads, channel attention, late class tokens: q·kᵀ is not what they look at."""
+    """Talking heads, channel attention, late class tokens: q·kᵀ is not what they look at."""
     model = timm.create_model(name, **options)
     with pytest.raises(mixwell.IncompatibleRecipe, match=r"transmix: .*vit_small_patch16_224"):
         mixwell.create("cutmix + transmix", 5)(model, IMAGES, torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "options"),
+    [
+        ("vit_small_patch16_dinov3", 5, {**SMALL, "embed_dim": 64, "num_heads": 2}),
+        ("vit_small_patch16_rope_224", 1, {**SMALL, "embed_dim": 64, "num_heads": 2}),
+        ("eva02_tiny_patch14_224", 1, {**SMALL, "embed_dim": 32, "num_heads": 2, "patch_size": 8}),
+        ("beit_base_patch16_224", 1, {**SMALL, "embed_dim": 32, "num_heads": 2, "patch_size": 8}),
+        ("beitv2_base_patch16_224", 1, {**SMALL, "embed_dim": 32, "num_heads": 2, "patch_size": 8}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_places_in_the_product(name, prefix, options):
+    """Rotary positions and biases by relative position, against the softmax that timm writes out without its kernel."""
+    model = timm.create_model(name, **options).eval()
+    for module in model.modules():
+        for table in ("relative_position_bias_table", "q_bias"):
+            if isinstance(value := getattr(module, table, None), nn.Parameter):
+                nn.init.normal_(value)
+    wants = [Want("class_attention", 0), Want("patch_attention", -1)]
+    seen = Probe(model).run(IMAGES, wants=wants)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    first, last = (input_of(model.blocks[i].attn.attn_drop, model, IMAGES) for i in (0, -1))
+    torch.testing.assert_close(seen[wants[0]], first[:, :, 0, prefix:].mean(1))
+    torch.testing.assert_close(seen[wants[1]], last[:, :, prefix:, prefix:].mean((1, 2)))
+    assert torch.isfinite(mixwell.create("transmix", 5)(model.train(), IMAGES, torch.arange(3)))
+
+
+def test_attention_that_patches_receive(vit):
+    model = vit(reg_tokens=2, class_token=False, global_pool="avg").eval()
+    want = Want("patch_attention", 0)
+    seen = Probe(model).run(IMAGES, wants=[want])[want]
+    model.blocks[0].attn.fused_attn = False
+    softmax = input_of(model.blocks[0].attn.attn_drop, model, IMAGES)
+    torch.testing.assert_close(seen, softmax[:, :, 2:, 2:].mean((1, 2)))
+    torch.testing.assert_close(Views(Probe(model), Batch(IMAGES, torch.arange(3))).patch_attention(0), seen)
+
+
+def test_windows_show_no_image_as_a_whole():
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, num_classes=5, window_size=4)
+    with pytest.raises(mixwell.ModelError, match="attends within windows"):
+        Probe(model, IMAGES).check(Want("patch_attention", -1))
 
 
 def test_cross_attention_is_not_taken_for_self_attention():

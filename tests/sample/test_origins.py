@@ -22,6 +22,7 @@ MOVING = [
     *("resizemix", "resizemix(per=batch)", "resizemix(interpolation='nearest-size')", "ricap", "ricap(per=batch)"),
     *("ricap(variant=mosaic)", "cut_thumbnail", "cut_thumbnail(per=batch)", "stackmix", "stackmix(cutmix, axis=width)"),
     "cut_thumbnail(variant=multiple, size=(0.5, 0.75), label=area)",
+    *("scoremix(saliency=spectral)", "scoremix(saliency=spectral, grid=7)"),
 ]
 
 REACH = {"resizemix": 15, "cut_thumbnail": 1}

@@ -7,7 +7,7 @@ pixels and hidden maps alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
@@ -25,12 +25,15 @@ from mixwell.core.targets import Targets
 
 if TYPE_CHECKING:
     from mixwell.core.artefacts import Workshop
-    from mixwell.probe import Anatomy, Outputs, Views, Want
+    from mixwell.core.splits import Splits
+    from mixwell.core.turns import Player, Turn
+    from mixwell.probe import Act, Anatomy, Outputs, Views, Want
 
 __all__ = [
     "Blend",
     "Criterion",
     "Draws",
+    "Inside",
     "Label",
     "LossWrapper",
     "Need",
@@ -82,6 +85,7 @@ class Need(Enum):
     OWN_ROW = "mixes that contain the image's own row"
     DIFFERENTIABLE = "a blend that is differentiable in λ"
     VIEWS = "several views of each image"
+    ALIGNED = "mixes whose pixels keep their places"
 
 
 @dataclass(eq=False)
@@ -95,6 +99,20 @@ class Draws:
 
 
 @dataclass(eq=False)
+class Inside:
+    """What is at hand where hidden maps are mixed, besides the map.
+
+    Attributes:
+        prefix: (B, P, C) class, distillation and register tokens, or None.
+        attention: (B, h·w) how salient each patch is to the block that is given this map, before the mix; fp32,
+            detached. Raises SiteError at sites that are not what a block is given.
+    """
+
+    prefix: Float[Tensor, "b p c"] | None
+    attention: Callable[[], Tensor]
+
+
+@dataclass(eq=False)
 class Scene:
     """What a sample policy may look at while it mixes.
 
@@ -104,6 +122,13 @@ class Scene:
         views: lazy looks at the clean batch through the network; None where no network is at hand.
         site: name of the hidden site where the mix happens, or None for the input.
         clock: where in the training the step stands.
+        pairs: how many λ the blend takes, if one is drawn per pair; for ratios that look through a network.
+        partners: who mixes with whom, likewise.
+        data: the data beside the batch; None where none is at hand.
+        inside: what is at hand at the hidden site while the mix happens there.
+        attempt: (λ, call) → logits and targets of the recipe's mix with that λ, as `call(images)` sees it; with a graph
+            to λ where the blend has one. None where no network is at hand.
+        loss: (logits, targets) → the criterion.
     """
 
     batch: Batch
@@ -111,15 +136,34 @@ class Scene:
     views: Views | None = None
     site: str | None = None
     clock: Clock = field(default_factory=Clock)
-    _found: dict[nn.Module, Any] | None = field(default=None, init=False, repr=False)
+    pairs: int = 0
+    partners: Callable[[], Partners] | None = None
+    data: Splits | None = None
+    inside: Inside | None = None
+    attempt: Callable[[Tensor, Callable[[Tensor], Any]], tuple[Tensor, Targets]] | None = None
+    loss: Callable[[Tensor, Targets], Tensor] | None = None
+    _found: dict[tuple[nn.Module, str], Any] | None = field(default=None, init=False, repr=False)
 
-    def once(self, owner: nn.Module, find: Callable[[], Any]) -> Any:
-        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module."""
+    @property
+    def held_out(self) -> Batch | None:
+        """The step's held-out batch, read when a piece first asks for it.
+
+        Raises:
+            MixwellError: `Recipe.use_data` told of none.
+        """
+        return None if self.data is None else self.data.at(self.clock.step)
+
+    def once(self, owner: nn.Module, find: Callable[[], Any], what: str = "") -> Any:
+        """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module.
+
+        Args:
+            what: tells the things apart that are asked of it.
+        """
         if self._found is None:
             self._found = {}
-        if owner not in self._found:
-            self._found[owner] = find()
-        return self._found[owner]
+        if (owner, what) not in self._found:
+            self._found[owner, what] = find()
+        return self._found[owner, what]
 
 
 @dataclass(eq=False)
@@ -132,6 +176,7 @@ class Step:
         outputs: what the training pass over the mix returned.
         clean: what the training pass over the clean batch returned, if a piece asked for one.
         moments: the maps whose moments were changed, by site, as the network went on with them.
+        notes: numbers that pieces tell the log, by name.
     """
 
     scene: Scene
@@ -139,6 +184,7 @@ class Step:
     outputs: Outputs
     clean: Outputs | None = None
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> Batch:
@@ -158,6 +204,8 @@ class Piece(nn.Module):
         network: whether it needs a network at all; without, it serves `Recipe.mix_batch`.
         shared: whether its draws are the same on all ranks (decisions of which site or branch).
         clean: whether it needs a training pass over the clean batch.
+        held_out: whether it looks at images that are kept from training (`Recipe.use_data`).
+        tokens: whether it needs a transformer's tokens, besides the attention that it wants.
     """
 
     slot: ClassVar[Slot]
@@ -165,6 +213,8 @@ class Piece(nn.Module):
     network: bool = False
     shared: bool = False
     clean: bool = False
+    held_out: bool = False
+    tokens: bool = False
 
     def draw(self, rows: int, rng: Generator) -> Any:
         """All random numbers of one step for a batch of `rows` images."""
@@ -192,6 +242,17 @@ class Piece(nn.Module):
         """A classifier of its own that takes the place of the network's in the training pass over the mix."""
         return None
 
+    def players(self) -> Mapping[str, Player]:
+        """Those of its parameters that have an optimiser of their own, by the turn that steps it: "method/name"."""
+        return {}
+
+    def lessons(self, scene: Scene) -> Iterator[Turn]:
+        """What the players learn in a step; each turn is stepped before the next, and all before the mix is made."""
+        return iter(())
+
+    def before_epoch(self, net: nn.Module, data: Splits, clock: Clock) -> None:
+        """Called before each epoch (statistics of the data as the network sees them)."""
+
     def observe(self, step: Step) -> None:
         """Remember something of a finished step."""
 
@@ -212,10 +273,12 @@ class SelfBlend(Piece):
 
     Attributes:
         gives: `Need.VIEWS` if it makes several views.
+        mixes: whether the rows become mixes of several images, whose labels the blend of the same method composes.
     """
 
     slot = Slot.SELF
     gives: frozenset[Need] = frozenset()
+    mixes: bool = False
 
     def images(self, draws: Any, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
         """The views of the clean batch, normalised; the first is the one whose label is trained."""
@@ -277,6 +340,19 @@ class Blend(Piece):
     shows_shares: bool = True
     exact: bool = True
 
+    @property
+    def offers(self) -> frozenset[Need]:
+        """All that pieces may need of its mixes: what it gives, and that it is aligned."""
+        return self.gives | {Need.ALIGNED} if self.aligned else self.gives
+
+    def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"] | None:
+        """Where it finds the clean images salient, for pictures; None if it does not look, or by a `Saliency`."""
+        return None
+
+    def pairs(self, rows: int) -> int:
+        """How many λ it takes for a batch of `rows` images, if one is drawn per pair; the first rows'."""
+        return rows
+
     def mix(
         self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: Any, scene: Scene
     ) -> Mix:
@@ -323,9 +399,14 @@ class Statistics(Piece):
 
 
 class Place(Piece):
-    """Where in the network?"""
+    """Where in the network?
+
+    Attributes:
+        hidden: whether it mixes hidden maps, rather than the input.
+    """
 
     slot = Slot.PLACE
+    hidden: bool = True
 
     def site(self, draws: Any) -> str | None:
         """Name of the hidden site of this step, or None for the input."""
@@ -333,6 +414,14 @@ class Place(Piece):
 
     def sites_used(self) -> tuple[str, ...]:
         """Names of all hidden sites that it may choose. Known once it is built."""
+        return ()
+
+    def acts(self, draws: Any, scene: Scene) -> Sequence[Act]:
+        """What it does around transformer blocks in the training pass, besides the mix."""
+        return ()
+
+    def blocks_used(self) -> tuple[int, ...]:
+        """Numbers of all blocks around which it may act. Known once it is built."""
         return ()
 
 
@@ -349,6 +438,10 @@ class Label(Piece):
     def targets(self, step: Step) -> Targets:
         """The labels of the mixed rows."""
         raise NotImplementedError
+
+    def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"] | None:
+        """What of the mixed images the labels follow, for pictures; None if that is no map, or attention they want."""
+        return None
 
 
 class Criterion(Piece):
@@ -377,6 +470,10 @@ class Criterion(Piece):
     def norms(self, targets: Targets) -> Float[Tensor, " r"] | None:
         """What each row counts in the mean; None for 1 each."""
         return None
+
+    def probabilities(self, logits: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        """What the logits say of each class, in fp32 at least: softmax, or sigmoids where the loss is of these."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
 
     def forward(
         self,

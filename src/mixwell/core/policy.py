@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -55,8 +56,23 @@ class Policy(nn.Module):
             return (scene.batch.images,)
         return self.alone.images(scene.draws.of.get(self.alone), scene)
 
-    def mix(self, images: Float[Tensor, "b ..."], scene: Scene, partners: Partners | None = None) -> Mix:
-        """Mix pixels, or the map of the scene's site; with `partners` in place of the pairing's if they are given."""
+    def lam(self, scene: Scene) -> Float[Tensor, " #b"]:
+        """λ of the step; one NaN if the blend takes none."""
+        if self.ratio is None or self.blend is None:
+            return _NO_LAM
+        if self.ratio.network:
+            scene.pairs = self.blend.pairs(len(scene.batch))
+            scene.partners = partial(self._partners, scene)
+        return self.ratio.lam(scene.draws.of.get(self.ratio), scene)
+
+    def mix(
+        self,
+        images: Float[Tensor, "b ..."],
+        scene: Scene,
+        partners: Partners | None = None,
+        lam: Float[Tensor, " #b"] | None = None,
+    ) -> Mix:
+        """Mix pixels, or the map of the scene's site; with `partners` and `lam` in place of the pieces' if given."""
         blend = self.blend
         if blend is None:
             return Mix.plain(images, scene.batch.labels)
@@ -69,9 +85,17 @@ class Policy(nn.Module):
         if self.pairing is None:
             partners = Partners.alone(scene.batch)
         elif partners is None:
-            partners = self.pairing.partners(draws.get(self.pairing), scene)
-        lam = _NO_LAM if self.ratio is None else self.ratio.lam(draws.get(self.ratio), scene)
-        return blend.mix(images, partners, lam, draws.get(blend), scene)
+            partners = self._partners(scene) if scene.partners else self._pair(scene)
+        return blend.mix(images, partners, self.lam(scene) if lam is None else lam, draws.get(blend), scene)
+
+    def _pair(self, scene: Scene) -> Partners:
+        pairing = cast(Pairing, self.pairing)
+        return pairing.partners(scene.draws.of.get(pairing), scene)
+
+    def _partners(self, scene: Scene) -> Partners:
+        """Who mixes with whom, found once where others ask for it too."""
+        found: Partners = scene.once(self, partial(self._pair, scene), "partners")
+        return found
 
 
 def picked(weights: Sequence[float], point: float) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -16,6 +18,7 @@ from mixwell.core.artefacts import Progress, Workshop
 from mixwell.core.axes import (
     Criterion,
     Draws,
+    Inside,
     Label,
     LossWrapper,
     Piece,
@@ -44,8 +47,10 @@ from mixwell.core.mix import Mix
 from mixwell.core.plain import Input, Shares
 from mixwell.core.policy import Policy, picked
 from mixwell.core.rng import Streams, distributed, key_of, seeded
+from mixwell.core.splits import Splits
 from mixwell.core.targets import Targets
-from mixwell.core.turns import Turn
+from mixwell.core.turns import Player, Turn
+from mixwell.ops.tokens import grid_of
 from mixwell.probe import Edit, Outputs, Probe, Views, Want
 
 __all__ = ["Recipe", "create"]
@@ -83,6 +88,8 @@ class _Progress:
 
     steps: int = 0
     checked: bool = False
+    begun: bool = False
+    data: Splits = field(default_factory=Splits)
 
 
 class _Option(Policy):
@@ -138,9 +145,14 @@ class _Option(Policy):
         found.num_classes = self.num_classes
         return found
 
-    def turns(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> Iterator[Turn]:
+    def turns(
+        self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock, data: Splits
+    ) -> Iterator[Turn]:
         """The turns of one step."""
-        step, met = self._run(probe, model, batch, draws, clock)
+        scene = self.scene(probe, batch, draws, clock, data)
+        for piece in self.pieces:
+            yield from piece.lessons(scene)
+        step, met = self._run(probe, model, scene)
         targets = self.targets(step)
         if self.statistics is not None and step.moments:
             targets = self.statistics.targets(targets, draws.of.get(self.statistics), step.scene, met)
@@ -157,27 +169,80 @@ class _Option(Policy):
             if wrapped is not total:
                 parts["wrapped"] = wrapped.detach()
             total = wrapped
+        parts |= {name: value.detach() for name, value in step.notes.items()}
         yield Turn(total, "main", parts, step.outputs.logits.detach(), targets)
         for piece in self.pieces:
             piece.observe(step)
 
-    def _run(self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock) -> tuple[Step, Mix | None]:
-        """The step's passes, and the mix that changed moments belong to, if the rows were mixed before."""
+    def scene(self, probe: Probe, batch: Batch, draws: Draws, clock: Clock, data: Splits) -> Scene:
+        """What the sample policy may look at in a step through a network."""
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
-        scene = Scene(batch, draws, looks, site, clock)
-        views = self.views(scene)
+        scene = Scene(batch, draws, looks, site, clock, data=data, loss=self.criterion)
+        scene.attempt = partial(self._attempt, probe, scene)
+        return scene
+
+    def _views_in(self, scene: Scene) -> tuple[Tensor, ...]:
+        """The images that go into the step's mix, made once."""
+        found: tuple[Tensor, ...] = scene.once(self, partial(self.views, scene), "views")
+        return found
+
+    def _run(self, probe: Probe, model: nn.Module, scene: Scene) -> tuple[Step, Mix | None]:
+        """The step's passes, and the mix that changed moments belong to, if the rows were mixed before."""
+        batch, looks, views = scene.batch, cast(Views, scene.views), self._views_in(scene)
+        if looks.wants:
+            _ = looks.logits  # before the training pass moves the statistics of normalisations
+        lam = None if self.blend is None else self.lam(scene)
         heads = (piece.mixed_classifier() for piece in self.pieces)
         head = next((found for found in heads if found is not None), None)
+        outputs, mix, met, moments = self._through(probe, scene, views, lam, model, self.wants, head)
+        self._check_logits(outputs.logits, probe.net, batch)
+        clean = probe.run(batch.images, call=model) if any(piece.clean for piece in self.pieces) else None
+        if self.statistics is not None and self.statistics.borrows and len(set(map(id, met))) > 1:
+            raise IncompatibleRecipe(
+                f"{self.owners[self.statistics]} exchanges moments and labels both before and after site "
+                f"{scene.site!r}, where images are mixed. Let all its sites be on one side."
+            )
+        return Step(scene, mix, outputs.split(len(views)), clean, moments), met[0] if met else None
+
+    def _attempt(
+        self, probe: Probe, scene: Scene, lam: Tensor, call: Callable[[Tensor], Any]
+    ) -> tuple[Tensor, Targets]:
+        """Logits and labels of the mix with another λ, see `Scene.attempt`."""
+        views = self._views_in(scene)
+        outputs, mix, _, _ = self._through(probe, scene, views, lam, call)
+        targets = mix.targets()
+        targets.num_classes = self.num_classes
+        return outputs.split(len(views)).logits, targets
+
+    def _through(
+        self,
+        probe: Probe,
+        scene: Scene,
+        views: Sequence[Tensor],
+        lam: Tensor | None,
+        call: Callable[[Tensor], Any],
+        wants: Iterable[Want] = (),
+        head: nn.Module | None = None,
+    ) -> tuple[Outputs, Mix, list[Mix | None], dict[str, Tensor]]:
+        """One pass over the mix: what it returned, the mix, and what the statistics met and changed."""
+        draws, site = scene.draws, scene.site
         mixes: list[Mix] = []
 
         def mixed(parts: Sequence[Tensor]) -> Tensor:
-            mixes.append(self.mix(parts[0], scene))
+            mixes.append(self.mix(parts[0], scene, lam=lam))
             return _joined([mixes[0].images, *map(mixes[0].apply, parts[1:])])
 
         def edit(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            changed = mixed(hidden.chunk(len(views)))
-            return changed, None if prefix is None else _joined([*map(mixes[0].share, prefix.chunk(len(views)))])
+            parts, fronts = hidden.chunk(len(views)), None if prefix is None else prefix.chunk(len(views))
+            front = None if fronts is None else fronts[0]
+            scene.inside = Inside(front, partial(probe.attention_here, parts[0], front))
+            changed = mixed(parts)
+            scene.inside = None
+            return changed, None if fronts is None else _joined([*map(mixes[0].share, fronts)])
+
+        def start(prefix: int, patches: int) -> Tensor | None:
+            return _token_shares(mixes[0], prefix, patches, scene.batch.images, len(views)) if mixes else None
 
         edits: dict[str, Edit] = {} if site is None else {site: edit}
         moments: dict[str, Tensor] = {}
@@ -186,22 +251,14 @@ class _Option(Policy):
             for where in self.statistics.sites(draws.of.get(self.statistics)):
                 edits[where] = self._change_of(where, scene, mixes, met, moments, len(views), edits.get(where))
         images = mixed(views) if site is None else _joined(views)
-        if looks.wants:
-            _ = looks.logits  # before the training pass moves the statistics of normalisations
-        outputs = probe.run(images, wants=self.wants, edits=edits, head=head, call=model)
+        acts = () if self.blend is None else self.place.acts(draws.of.get(self.place), scene)
+        outputs = probe.run(images, wants=wants, edits=edits, acts=acts, start=start, head=head, call=call)
         if len(mixes) != 1:
             raise IncompatibleRecipe(
                 f"The network passed site {site!r} {len(mixes)} times in one forward pass; mixing there needs "
                 "exactly one. Choose another site."
             )
-        self._check_logits(outputs.logits, probe.net, batch)
-        clean = probe.run(batch.images, call=model) if any(piece.clean for piece in self.pieces) else None
-        if self.statistics is not None and self.statistics.borrows and len(set(map(id, met))) > 1:
-            raise IncompatibleRecipe(
-                f"{self.owners[self.statistics]} exchanges moments and labels both before and after site {site!r}, "
-                "where images are mixed. Let all its sites be on one side."
-            )
-        return Step(scene, mixes[0], outputs.split(len(views)), clean, moments), met[0] if met else None
+        return outputs, mixes[0], met, moments
 
     def _change_of(
         self,
@@ -256,6 +313,15 @@ class _Option(Policy):
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _token_shares(mix: Mix, prefix: int, patches: int, images: Tensor, views: int) -> Float[Tensor, "r k n"]:
+    """Each source's share of every token: of patches what shows there, of the tokens before them the label shares."""
+    aspect = images.shape[-2] / images.shape[-1] if images.ndim == 4 else 1.0
+    masks = mix.weights[:, :, None, None] if mix.masks is None else mix.masks
+    shown = F.interpolate(masks.float(), size=grid_of(patches, aspect, "a block"), mode="nearest").flatten(2)
+    front = mix.weights.float()[:, :, None].expand(-1, -1, prefix)
+    return torch.cat((front, shown.expand(*mix.weights.shape, -1)), 2).repeat(views, 1, 1)
 
 
 def _criterion(chosen: Chosen, settings: _Settings) -> Criterion:
@@ -343,6 +409,14 @@ class Recipe(nn.Module):
         return frozenset().union(*(option.wants for option in self._each))
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether it acts on transformers only: on their attention, or on their tokens."""
+        attention = ("class_attention", "patch_attention", "alignment")
+        return any(want.kind in attention for option in self._each for want in option.wants | option.view_wants) or any(
+            piece.tokens for option in self._each for piece in option.pieces
+        )
+
+    @property
     def sites(self) -> frozenset[str]:
         """Every hidden site at which it may mix or change moments. Known once it is bound."""
         mixing = [option.place.sites_used() for option in self._each if option.blend is not None]
@@ -360,6 +434,7 @@ class Recipe(nn.Module):
             IncompatibleRecipe: the network lacks what a method needs; names the method and what would work.
         """
         self._probe = Probe(model, example)
+        self._progress.data.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         for option in self._each:
             for piece in option.pieces:
                 owner = option.owners.get(piece, type(piece).__name__)
@@ -376,13 +451,30 @@ class Recipe(nn.Module):
         """Put the recipe's hooks into the network for good; call it before torch.compile, which must see them."""
         probe = self._probe_of(model)
         heads = any(piece.mixed_classifier() is not None for option in self._each for piece in option.pieces)
-        probe.install(self.wants, self.sites, head=heads)
+        blocks = {block for option in self._each if option.blend is not None for block in option.place.blocks_used()}
+        probe.install(self.wants, self.sites, sorted(blocks), head=heads)
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """The parts that have an optimiser of their own, by the turn that steps them. Known once it is bound."""
+        return {
+            turn: player for option in self._each for piece in option.pieces for turn, player in piece.players().items()
+        }
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameter groups for the optimisers: the model's and the recipe's own, each with the `turn` that steps it."""
+        """Parameter groups for the optimisers: the model's and the recipe's own, each with the `turn` that steps it.
+
+        A group with an "optimizer" wants one of that name, with the settings beside it.
+        """
         groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad], "turn": "main"}]
-        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [*groups, {"params": own, "turn": "main"}] if own else groups
+        players = self.players
+        elsewhere = {parameter for player in players.values() for parameter in player.parameters}
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in elsewhere]
+        groups += [{"params": own, "turn": "main"}] if own else []
+        return groups + [
+            {"params": list(player.parameters), "turn": turn, "optimizer": player.optimizer, **player.settings}
+            for turn, player in players.items()
+        ]
 
     def predictor(self, model: nn.Module) -> nn.Module:
         """The network that evaluation and export use."""
@@ -402,26 +494,76 @@ class Recipe(nn.Module):
         *,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        unaugmented: Callable[[], Iterable[Batch]] | None = None,
+        rows: int | None = None,
     ) -> Recipe:
-        """Make or load what its pieces need before training begins (auto-encoders, teachers, pictures).
+        """Make or load what its pieces need before training begins (auto-encoders, teachers, label maps, pictures).
 
         Args:
             batches: called for each pass over the clean training batches.
             data: a text that names the data; artefacts are cached under it.
             device: where to compute.
             progress: called with (what is made, steps done, steps in all).
+            unaugmented: called for each pass over the same images without augmentation, each with its `index` in the
+                data set; None where `batches` are not augmented.
+            rows: how many images there are, if that is known; for the progress only.
         """
 
-        def of_here() -> Iterator[Batch]:
+        def of_here(batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
             return (self._batch(batch, None) for batch in batches())
 
-        workshop = Workshop(of_here, data, torch.device(device), self.num_classes)
+        workshop = Workshop(partial(of_here, batches), data, torch.device(device), self.num_classes, rows=rows)
+        if unaugmented is not None:
+            workshop.unaugmented = partial(of_here, unaugmented)
         if progress is not None:
             workshop.progress = progress
         for piece in self.modules():  # also those of recipes inside pieces
             if isinstance(piece, Piece):
                 piece.prepare(workshop)
         return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether it looks at images that are kept from training."""
+        return any(piece.held_out for option in self._each for piece in option.pieces)
+
+    @property
+    def _learns_by_epoch(self) -> bool:
+        return any(
+            type(piece).before_epoch is not Piece.before_epoch for option in self._each for piece in option.pieces
+        )
+
+    def use_data(
+        self,
+        *,
+        train: Callable[[], Iterable[Batch]] | None = None,
+        held_out: Callable[[], Iterable[Batch]] | None = None,
+    ) -> Recipe:
+        """Tell it where the data is, for pieces that look beyond the step's batch.
+
+        Args:
+            train: called for each pass over the clean training batches.
+            held_out: called for each pass over clean batches that are not trained on, always in the same order; never
+                the test set.
+        """
+
+        def of_here(batches: Callable[[], Iterable[Batch]] | None) -> Callable[[], Iterator[Batch]] | None:
+            return None if batches is None else lambda: (self._batch(batch, None) for batch in batches())
+
+        self._progress.data = Splits(of_here(train), of_here(held_out), self._progress.data.device)
+        return self
+
+    def before_epoch(self, model: nn.Module, clock: Clock | None = None) -> None:
+        """To be called before each epoch, by loops whose recipe learns from the data epoch by epoch.
+
+        Raises:
+            MixwellError: a piece looks at data that `use_data` did not tell of.
+        """
+        probe = self._probe_of(model)
+        for option in self._each:
+            for piece in option.pieces:
+                piece.before_epoch(probe.net, self._progress.data, clock or Clock(self.steps))
+        self._progress.begun = True
 
     # The three ways in
 
@@ -506,8 +648,27 @@ class Recipe(nn.Module):
         probe = self._probe_of(model, batch.images)
         option = self._option(clock)
         drawn = option.draw(len(batch), self._streams, clock.step) if draws is None else draws
-        for turn in option.turns(probe, model, batch, drawn, clock):
-            yield replace(turn, loss=self._touching_all(turn.loss))
+        if self._learns_by_epoch and not self._progress.begun:
+            raise MixwellError(
+                f"{self!s} learns from the data before each epoch. Call recipe.before_epoch(model) at its start, after "
+                "recipe.use_data(...); `mixwell train` does so by itself."
+            )
+        for turn in option.turns(probe, model, batch, drawn, clock, self._progress.data):
+            yield replace(turn, loss=self._touching_all(turn, model))
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """How each of its options mixes."""
+        return self._each
+
+    def preview(self, model: nn.Module, images: Batch, clock: Clock | None = None) -> Float[Tensor, "r ..."]:
+        """What the first option that mixes would make of a batch at its place, without a step being counted."""
+        clock = clock or Clock(self.steps)
+        batch = self._batch(images, None)
+        option = next(option for option in self._each if option.blend is not None)
+        draws = option.draw(len(batch), self._streams, clock.step)
+        scene = option.scene(self._probe_of(model, batch.images), batch, draws, clock, self._progress.data)
+        return option.mix(option.views(scene)[0], scene).images
 
     def after_step(self, model: nn.Module, clock: Clock | None = None) -> None:
         """To be called after the optimisers moved.
@@ -567,18 +728,23 @@ class Recipe(nn.Module):
         progress.checked, progress.steps = True, clock.step + 1
         return clock
 
-    def _touching_all(self, loss: Tensor) -> Tensor:
-        """The loss, with every owned parameter in its graph, for processes that wait for each other's gradients."""
+    def _touching_all(self, turn: Turn, model: nn.Module) -> Tensor:
+        """The loss, with every parameter in its graph that it leaves out, for processes that wait for each other's
+        gradients.
+        """
         if not distributed():
-            return loss
+            return turn.loss
         own = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return loss + sum(0.0 * parameter.sum() for parameter in own) if own else loss
+        if turn.group != "main":
+            own += [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return turn.loss + sum(0.0 * parameter.sum() for parameter in own) if own else turn.loss
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)
 
     def set_extra_state(self, state: Tensor) -> None:
         self._progress.steps = int(state)
+        self._progress.begun |= self.steps > 0
 
 
 def create(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,7 +17,22 @@ from mixwell.core.targets import Targets
 if TYPE_CHECKING:
     from mixwell.core.recipe import Recipe
 
-__all__ = ["Trainee", "Turn"]
+__all__ = ["Player", "Trainee", "Turn"]
+
+
+@dataclass(frozen=True, eq=False)
+class Player:
+    """Parameters with an optimiser of their own.
+
+    Attributes:
+        parameters: what is stepped.
+        optimizer: a name that timm knows, such as "adam".
+        settings: of that optimiser: lr, betas, weight_decay, …; the rate stays as it is.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    optimizer: str = "adam"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -27,7 +42,7 @@ class Turn:
     Attributes:
         loss: scalar to call backward on.
         group: the turn's parameter group (`Recipe.parameter_groups` names each group's turn).
-        parts: named parts of the loss for the log, detached.
+        parts: named parts of the loss, and other numbers, for the log; detached.
         logits: (R, C) detached, of the turn's training pass.
         targets: what they were trained towards.
         last: whether the step ends with this turn.

@@ -19,7 +19,9 @@ from mixwell.core.errors import BatchError
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
 from mixwell.core.saliency import Saliency
+from mixwell.core.targets import Targets
 from mixwell.nets import create_net
+from mixwell.ops.tokens import grid_of
 from mixwell.probe import Probe, Want
 from mixwell.probe.trace import untouched
 
@@ -45,6 +47,7 @@ class Shown:
         clean: (B, D, h, w) maps of the images themselves at `site` and at those of `moments`.
         moments: (R, D, h, w) maps with other moments, by site.
         saliency: (B, h, w) ≥ 0, where the recipe found the images salient; None where it does not look.
+        attention: (R, h, w) ≥ 0, what of the mixed images the labels follow; None where they follow none of it.
     """
 
     recipe: str
@@ -56,6 +59,7 @@ class Shown:
     clean: Mapping[str, Float[Tensor, "b d h w"]] = field(default_factory=dict)
     moments: Mapping[str, Float[Tensor, "r d h w"]] = field(default_factory=dict)
     saliency: Float[Tensor, "b h w"] | None = None
+    attention: Float[Tensor, "r h w"] | None = None
 
 
 class _Watcher(Piece):
@@ -76,13 +80,13 @@ def needs_network(recipe: Recipe) -> bool:
 def fitted_net(
     recipe: Recipe, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], num_classes: int
 ) -> nn.Module:
-    """A small network fitted to the normalised pictures and their mirror images: `vit-s` where a recipe reads
-    attention, else `cnn-s`; one linear layer if the recipe asks for nothing.
+    """A small network fitted to the normalised pictures and their mirror images: `vit-s` where a recipe needs
+    tokens, else `cnn-s`; one linear layer if the recipe asks for nothing.
     """
     channels = images.shape[1]
     if not needs_network(recipe):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-    name = "vit-s" if any(want.kind == "class_attention" for want in recipe.wants) else "cnn-s"
+    name = "vit-s" if recipe.needs_tokens else "cnn-s"
     net = create_net(name, num_classes, channels=channels, size=images.shape[2])
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
     for step in range(_STEPS):
@@ -132,7 +136,9 @@ def act(
         torch.manual_seed(seed)
         net = fitted_net(made, batch.images, labels, num_classes) if model is None else copy.deepcopy(model)
         made.prepare(lambda: [batch], f"pictures {key_of(images.numpy(force=True).tobytes())}")
-        made.bind(net, batch.images)
+        kept = replace(batch, images=-batch.images)  # negatives, as the network was not fitted to these
+        made.use_data(train=lambda: [batch], held_out=lambda: [kept]).bind(net, batch.images)
+        made.before_epoch(net, Clock(1, epoch=1))
         if made.owns:
             _train(made, net, batch)
         return _shown(made, net, batch, num_classes)
@@ -142,13 +148,16 @@ def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
     """Train what the recipe owns, so that its picture is not that of random weights."""
     # In another order, so that a recipe which remembers its last batch shows other pictures.
     others = Batch(batch.images.roll(1, 0), batch.labels.roll(1), batch.pixels)
-    optimiser = torch.optim.AdamW(recipe.parameter_groups(net), lr=2e-3)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for group in recipe.parameter_groups(net):
+        groups.setdefault(group["turn"], []).append({"params": group["params"]})
+    optimisers = {turn: torch.optim.AdamW(parts, lr=2e-3) for turn, parts in groups.items()}
     for step in range(1, _STEPS + 1):
         clock = Clock(step, total=_STEPS + 1)
         for turn in recipe.turns(net, others, clock=clock):
-            optimiser.zero_grad()
+            optimisers[turn.group].zero_grad()
             torch.autograd.backward(turn.loss)
-            optimiser.step()
+            optimisers[turn.group].step()
         recipe.after_step(net, clock)
 
 
@@ -179,6 +188,7 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
         clean={name: seen[want] for name, want in wants.items()},
         moments={name: found[rows] for name, found in step.moments.items()},
         saliency=_saliency(option, step.scene),
+        attention=_attention(option, step, targets, rows),
     )
     if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
         return inside
@@ -187,8 +197,23 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
     return replace(inside, masks=masks, classes=ids[mix.sources][rows])
 
 
+def _attention(option: Any, step: Step, targets: Targets, rows: slice) -> Tensor | None:
+    """The label's own map; else attention that a piece asked for in the pass over the mix."""
+    found: Tensor | None = option.label.looked_at(step, targets)
+    for want, seen in step.outputs.seen.items():
+        if found is None and want.kind in ("class_attention", "patch_attention"):
+            height, width = step.batch.images.shape[-2:]
+            found = seen.view(len(seen), *grid_of(seen.shape[1], height / width, "the mix"))
+    return None if found is None else found.detach()[rows]
+
+
 def _saliency(option: Any, scene: Scene) -> Tensor | None:
-    """The maps of the first source among the pieces; else the size of a gradient that one of them asked for."""
+    """The blend's own maps, or those of the first source among the pieces; else the size of a gradient that one of
+    them asked for.
+    """
+    if option.blend is not None and (own := option.blend.looked_at(scene)) is not None:
+        found: Tensor = own
+        return found
     for part in option.modules():
         if isinstance(part, Saliency):
             return part.maps(scene)

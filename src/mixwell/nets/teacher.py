@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixwell.core.clock import Clock
 from mixwell.probe import Anatomy, Probe, Want
 from mixwell.probe.anatomy import unwrapped
-from mixwell.probe.trace import untouched
+from mixwell.probe.trace import behave_like, untouched
 
 __all__ = ["Teacher", "ema_update", "momentum_at", "second_head"]
 
@@ -110,9 +110,7 @@ class Teacher(nn.Module):
 
     def behave_like(self, net: nn.Module) -> None:
         """Put each module into the mode of its original: an evaluation may have come between, layers may be frozen."""
-        for module, original in zip(self.net.modules(), net.modules(), strict=True):
-            if module.training != original.training:
-                module.training = original.training
+        behave_like(self.net, net)
 
     def follow(self, net: nn.Module, head: nn.Module, momentum: float) -> None:
         """Move all parameters towards those of the network (wrappers are looked through) and its second classifier.

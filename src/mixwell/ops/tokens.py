@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixwell.core.errors import SiteError
 
-__all__ = ["grid_of", "token_masks", "token_shares"]
+__all__ = ["fold", "grid_of", "token_masks", "token_shares"]
 
 
 def grid_of(patches: int, aspect: float, where: str) -> tuple[int, int]:
@@ -38,3 +38,13 @@ def token_shares(masks: Float[Tensor, "r k h w"], weights: Float[Tensor, "r n"])
     owned = token_masks(masks, weights.shape[1]).flatten(2)
     parts = (owned * weights.float()[:, None]).sum(2)
     return parts / parts.sum(1, keepdim=True)
+
+
+def fold(shares: Float[Tensor, "r k t"], attention: Float[Tensor, "r t t"]) -> Float[Tensor, "r k t"]:
+    """½(Ā·r + r): what each token is made of after a block, if labels are mixed as its attention mixes tokens.
+
+    Args:
+        shares: of each source in each token, prefix tokens included.
+        attention: softmaxed, its rows the looking tokens; the mean over heads.
+    """
+    return (shares @ attention.transpose(1, 2) + shares) / 2

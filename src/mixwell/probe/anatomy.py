@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,8 @@ from mixwell.probe.trace import untouched
 __all__ = ["Anatomy", "Site", "unwrapped"]
 
 _STAGE = re.compile(r"layer[1-9]\d*")
+_BLOCK = re.compile(r"block:(-?\d+)")
+_PATCH_EMBEDDINGS = ("patch_embed", "patch_embeddings", "patch_embedding", "to_patch_embedding", "conv_proj")
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
@@ -39,7 +41,8 @@ class Site:
     """A place in the network whose tensor can be seen and changed: what a module gives, or what it is given.
 
     Attributes:
-        name: what recipes call it: "stem", "embedding", or the module's path in the network (`named_modules`).
+        name: what recipes call it: "stem", "embedding", "patches", "tokens", "block:2", or the module's path in the
+            network (`named_modules`).
         module: the module's path.
         before: whether it is what the module is given.
         tokens: whether a 3-D output is (B, N, C) tokens rather than (B, C, L) signals.
@@ -175,7 +178,10 @@ class Anatomy:
 
         Args:
             which: a stage's number (1 is the first, -1 the last), "stem" (what the first stage is given), "embedding"
-                (what the classifier is given), or a module's name.
+                (what the classifier is given), "patches" (what the patch embedding gives, before class token and
+                positions), "block:2" (what transformer block 2 is given, counted from 0, or from the end if negative),
+                "tokens" (patch tokens after the last norm; of networks without tokens the last stage), or a module's
+                name.
 
         Raises:
             SiteError: it does not exist; lists those that do.
@@ -184,6 +190,13 @@ class Anatomy:
             return self._site("stem", *self._stem)
         if which == "embedding" and which not in self.modules:
             return Site("embedding", self.classifier, before=True)
+        if which == "patches" and which not in self.modules:
+            return Site("patches", self._patch_embedding, tokens=True, channels_last=self._patches_last)
+        if which == "tokens" and which not in self.modules:
+            return replace(self._site("tokens", self._last_norm) if self.blocks else self.site(-1), name="tokens")
+        if isinstance(which, str) and (numbered := _BLOCK.fullmatch(which)) and which not in self.modules:
+            number = self.block_number(int(numbered[1]))
+            return self._site(f"block:{number}", self.blocks[number], before=True)
         if isinstance(which, bool) or not isinstance(which, int | str):
             raise SiteError(f"A site is a stage number or a module's name, got {which!r}.")
         if isinstance(which, int):
@@ -260,6 +273,15 @@ class Anatomy:
         Raises:
             ModelError: the network has no attention that can be read.
         """
+        name = self.attentions[self.block_number(block)]
+        return name, self.modules[name]
+
+    def block_number(self, block: int) -> int:
+        """The number of a block counted from 0, which may be given from the end.
+
+        Raises:
+            ModelError: it does not exist, or no block's attention can be read.
+        """
         if not self.attentions:
             raise ModelError(
                 f"{type(self.net).__name__} has no self-attention, which this recipe needs. Take a transformer such as "
@@ -270,8 +292,36 @@ class Anatomy:
             raise ModelError(
                 f"Block {block} does not exist: {type(self.net).__name__} has {len(self.attentions)} blocks."
             )
-        name = self.attentions[block]
-        return name, self.modules[name]
+        return block % len(self.attentions)
+
+    @cached_property
+    def _patch_embedding(self) -> str:
+        """Name of the module that makes tokens of pixels.
+
+        Raises:
+            SiteError: there is none.
+        """
+        found = [name for name in self.modules if name.rpartition(".")[2] in _PATCH_EMBEDDINGS]
+        if not found:
+            raise SiteError(
+                f"Site 'patches' does not exist in {type(self.net).__name__}, which has no patch embedding (a module "
+                f"called {', '.join(_PATCH_EMBEDDINGS)}). Take a transformer such as 'vit-s', or name a module."
+            )
+        return found[0]
+
+    @property
+    def _patches_last(self) -> bool:
+        """Whether the patch embedding gives (B, h, w, C)."""
+        module = self.modules[self._patch_embedding]
+        return str(getattr(module, "output_fmt", "")).endswith("NHWC") or _is_channels_last(self.net)
+
+    @cached_property
+    def _last_norm(self) -> str:
+        """Name of the norm after the last block, or of that block if there is none."""
+        names, last = list(self.modules), self.blocks[-1]
+        after = [name for name in names[names.index(last) + 1 :] if not name.startswith(f"{last}.")]
+        norms = (n for n in after if "Norm" in type(self.modules[n]).__name__ and n.rpartition(".")[2] != "fc_norm")
+        return next(norms, last)
 
     @cached_property
     def _declared_stages(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["untouched"]
+__all__ = ["behave_like", "untouched"]
 
 
 @contextmanager
@@ -31,3 +31,12 @@ def untouched(net: nn.Module, *, training: bool = False) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+def behave_like(copy: nn.Module, original: nn.Module) -> None:
+    """Put each module of a copy into the mode of its original: an evaluation may have come between, layers may be
+    frozen.
+    """
+    for module, own in zip(copy.modules(), original.modules(), strict=True):
+        if module.training != own.training:
+            module.training = own.training

@@ -10,7 +10,8 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils.data import Dataset
 
 from mixwell.core.batch import Batch
 from mixwell.core.check import check_images, check_labels
@@ -30,7 +32,7 @@ from mixwell.core.errors import MixwellError, ModelError, ParameterError, RunErr
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
 from mixwell.core.turns import Trainee
-from mixwell.data import DataSet, Loader, load
+from mixwell.data import DataSet, Loader, held_out, load
 from mixwell.nets import create_net
 from mixwell.probe.capture import logits_of
 from mixwell.probe.trace import untouched
@@ -42,11 +44,15 @@ from mixwell.train.meters import Meters
 from mixwell.train.optim import check_names, steppers
 from mixwell.train.prepare import prepare
 from mixwell.train.report import Reporter
+from mixwell.train.samples import COUNT, renders, samples
 
 __all__ = ["TIME_FIELDS", "Result", "train"]
 
 TIME_FIELDS = frozenset({"seconds", "evaluation_seconds", "images_per_second"})
 """Fields of the history that differ between two runs of one config."""
+
+_HELD_OUT = 0.1
+"""Share of the training images that is kept for recipes that look at held-out images."""
 
 _LOOK = 50
 """Steps between two looks at the loss; each waits for the device."""
@@ -186,28 +192,45 @@ class _Engine:
     ) -> None:
         self.config, self.identity, self.folder, self.accelerator = config, identity, folder, accelerator
         self.data = dataset or load(config.data, root=config.root, augment=config.augment, **config.data_options)
-        world = {"rank": accelerator.process_index, "world": accelerator.num_processes, "workers": config.workers}
-        self.loader, self.test_loader = (
-            Loader(part, config.batch_size, pixels=self.data.pixels, seed=config.seed, shuffle=shuffle, **world)
-            for part, shuffle in ((self.data.train, True), (self.data.test, False))
-        )
+        self.recipe, self.plain = self._create(config.recipe), self._create("none")
+        share = config.held_out or 0.0
+        if self.recipe.holds_out:
+            share = _HELD_OUT if config.held_out is None else config.held_out
+            if not share:
+                raise ParameterError(f"The recipe {self.recipe!s} looks at held-out images. Give held_out=0.1, or so.")
+        self.kept: Dataset[Any] | None = None
+        if share:
+            train, self.kept = held_out(self.data.train, share, config.seed)
+            self.data = replace(self.data, train=train)
+        self.loader, self.test_loader = self._loader(self.data.train), self._loader(self.data.test, shuffle=False)
         self.rows: int = math.ceil(len(self.data.train) / accelerator.num_processes)  # type: ignore[arg-type]
         self.total = config.epochs * len(self.loader)
         self.switch = self.total if config.mix_until is None else round(config.mix_until * len(self.loader))
 
         torch.manual_seed(key_of(config.seed, "initial weights") >> 1)
-        self.recipe, self.plain = self._create(config.recipe), self._create("none")
         self.model = self._network() if model is None else model
         self.model.to(accelerator.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         first = self._placed(next(self.loader.epoch(0)))
+        self.shown = replace(
+            first,
+            images=first.images[:COUNT],
+            labels=first.labels[:COUNT],
+            index=None if first.index is None else first.index[:COUNT],
+            extras={name: value[:COUNT] for name, value in first.extras.items()},
+        )
         notes = []
         if config.init not in (None, "pretrained"):
             notes.append(load_init(self.model, str(config.init), self.data.num_classes))
         self._check(first)
         self.reporter = Reporter(progress and accelerator.is_main_process, config.epochs, self.total)
         self._prepare()
+        kept = None if self.kept is None else self._loader(self.kept)
+        self.recipe.use_data(
+            train=partial(self._loader(self.data.train, shuffle=False).epoch, 0),
+            held_out=None if kept is None else partial(kept.epoch, 0),
+        )
         self.recipe.bind(self.model, first.images).to(accelerator.device)
         self.plain.to(accelerator.device)
         groups = self.recipe.parameter_groups(self.model)
@@ -231,6 +254,19 @@ class _Engine:
         self._scaler_state: dict[str, Any] | None = None
         for note in notes:
             self.reporter.note(note)
+
+    def _loader(self, part: Dataset[Any], *, shuffle: bool = True) -> Loader:
+        config, accelerator = self.config, self.accelerator
+        return Loader(
+            part,
+            config.batch_size,
+            pixels=self.data.pixels,
+            seed=config.seed,
+            shuffle=shuffle,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=config.workers,
+        )
 
     def _create(self, recipe: str) -> Recipe:
         config = self.config
@@ -378,6 +414,9 @@ class _Engine:
         while self.step < self.total:
             epoch, start = divmod(self.step, batches)
             begun, before = time.monotonic(), self.seconds
+            if not start and self.step < self.switch:
+                clock = Clock(self.step, self.total, epoch, next(iter(self.steppers.values())).lr)
+                self.recipe.before_epoch(self.model, clock)
             for index, batch in enumerate(self.loader.epoch(epoch, start), start):
                 if trainee is None or self.step == self.switch:
                     trainee = self.accelerator.prepare(Trainee(self.model, self._acting))
@@ -469,6 +508,9 @@ class _Engine:
             "seconds": self.seconds,
             "evaluation_seconds": time.monotonic() - begun,
         }
+        if renders(self.recipe) and self.step <= self.switch and self.accelerator.is_main_process:
+            clock = Clock(self.step, self.total, epoch, record["lr"])
+            self.folder.write_sample(epoch + 1, samples(self.recipe, self.model, self.shown, clock))
         self.history.append(record)
         self.meters, self.seconds = Meters(), 0.0
         if self.accelerator.is_main_process:

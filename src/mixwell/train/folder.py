@@ -75,7 +75,7 @@ class RunFolder:
         try:
             self._fresh, self._made = not self.exists, not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in (*self.path.glob("*.tmp"), *self.path.glob("state/*.tmp")):
+            for left in (*self.path.glob("*.tmp"), *self.path.glob("state/*.tmp"), *self.path.glob("samples/*.tmp")):
                 left.unlink()
         except OSError as error:
             raise RunError(f"The run folder {self.path} cannot be made: {error}. Choose another --out.") from error
@@ -133,6 +133,15 @@ class RunFolder:
             raise RunError(f"{self.path / name} is damaged: its checksum is not that of run.json. {_ANEW}")
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
         return tensors
+
+    def write_sample(self, epoch: int, picture: bytes) -> None:
+        """Keep a picture of what the recipe's networks make after an epoch, numbered from 1."""
+        path = self.path / "samples" / f"epoch-{epoch:03}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        self._write(path, picture)
 
     def write_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a resumable state, then make it the latest, then drop those before it."""

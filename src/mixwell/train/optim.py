@@ -37,40 +37,17 @@ class Stepper:
     """The optimiser of one group of turns, and its schedule.
 
     Args:
-        groups: parameter groups, each with its weight decay.
-        updates: optimiser steps per epoch.
-
-    Raises:
-        ParameterError: the optimiser cannot be made with these options.
+        optimizer: of the parameters.
+        parameters: what it steps.
+        clip: largest norm of their gradient, or None.
+        schedule: of the learning rate, stepped per update; None for a constant rate.
     """
 
-    def __init__(self, config: TrainConfig, groups: Sequence[Mapping[str, Any]], updates: int) -> None:
-        self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        self.clip = config.clip
-        try:
-            self.optimizer: Any = create_optimizer_v2(
-                groups, config.optimizer, lr=config.lr, momentum=config.momentum, **config.optimizer_options
-            )
-        except (TypeError, ValueError, ImportError) as error:
-            raise ParameterError(
-                f"optimizer {config.optimizer!r} cannot be made: {error}. Check optimizer_options="
-                f"{config.optimizer_options}, or take another."
-            ) from error
-        # A step at learning rate 0 would be lost, so that warm-up begins one rise above it.
-        rise = config.lr / max(1.0, config.warmup_epochs * updates)
-        self._schedule, _ = create_scheduler_v2(
-            self.optimizer,
-            config.schedule,
-            num_epochs=config.epochs,
-            decay_epochs=config.decay_epochs,
-            decay_milestones=list(config.decay_milestones),
-            decay_rate=config.decay_rate,
-            min_lr=config.min_lr,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=rise,
-            step_on_epochs=False,
-            updates_per_epoch=updates,
-        )
+    def __init__(self, optimizer: Any, parameters: Sequence[Tensor], clip: float | None, schedule: Any = None) -> None:
+        self.optimizer = optimizer
+        self.parameters = list(parameters)
+        self.clip = clip
+        self._schedule = schedule
 
     @property
     def lr(self) -> float:
@@ -79,7 +56,8 @@ class Stepper:
 
     def schedule(self, update: int) -> None:
         """Set the learning rate of optimiser step `update`, which depends on nothing else."""
-        self._schedule.step_update(update)
+        if self._schedule is not None:
+            self._schedule.step_update(update)
 
     def step(self, accelerator: Accelerator) -> None:
         """Clip and step."""
@@ -99,6 +77,49 @@ class Stepper:
             parameter.grad = grad
 
 
+def _scheduled(config: TrainConfig, groups: Sequence[Mapping[str, Any]], updates: int) -> Stepper:
+    """The optimiser of the config, for parameter groups that have a weight decay each.
+
+    Args:
+        updates: optimiser steps per epoch.
+
+    Raises:
+        ParameterError: the optimiser cannot be made with these options.
+    """
+    try:
+        optimizer: Any = create_optimizer_v2(
+            groups, config.optimizer, lr=config.lr, momentum=config.momentum, **config.optimizer_options
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        raise ParameterError(
+            f"optimizer {config.optimizer!r} cannot be made: {error}. Check optimizer_options="
+            f"{config.optimizer_options}, or take another."
+        ) from error
+    # A step at learning rate 0 would be lost, so that warm-up begins one rise above it.
+    rise = config.lr / max(1.0, config.warmup_epochs * updates)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        config.schedule,
+        num_epochs=config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_milestones=list(config.decay_milestones),
+        decay_rate=config.decay_rate,
+        min_lr=config.min_lr,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=rise,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    return Stepper(optimizer, [parameter for group in groups for parameter in group["params"]], config.clip, schedule)
+
+
+def _of_player(config: TrainConfig, group: Mapping[str, Any]) -> Stepper:
+    """The optimiser that a part of the recipe brings, at its own constant rate."""
+    settings = {name: value for name, value in group.items() if name not in ("params", "turn", "optimizer")}
+    optimizer = create_optimizer_v2([{"params": group["params"]}], group["optimizer"], **settings)
+    return Stepper(optimizer, group["params"], config.clip)
+
+
 def steppers(
     config: TrainConfig, groups: Sequence[Mapping[str, Any]], model: nn.Module, updates: int
 ) -> dict[str, Stepper]:
@@ -108,9 +129,12 @@ def steppers(
     undecayed = {id(parameter) for name, parameter in model.named_parameters() if name in exempt}
     by_turn: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
+        if "optimizer" in group:
+            continue
         light = [p for p in group["params"] if p.ndim <= 1 or id(p) in undecayed]
         heavy = [p for p in group["params"] if not (p.ndim <= 1 or id(p) in undecayed)]
         for parameters, decay in ((heavy, config.weight_decay), (light, 0.0)):
             if parameters:
                 by_turn.setdefault(group["turn"], []).append({"params": parameters, "weight_decay": decay})
-    return {turn: Stepper(config, parts, updates) for turn, parts in by_turn.items()}
+    players = {group["turn"]: _of_player(config, group) for group in groups if "optimizer" in group}
+    return {turn: _scheduled(config, parts, updates) for turn, parts in by_turn.items()} | players

@@ -147,12 +147,11 @@ def _needs(screen: Screen, recipe: Recipe) -> None:
 
 
 def _usage(screen: Screen, recipe: Recipe) -> None:
-    attention = any(want.kind == "class_attention" for option in _options(recipe) for want in option.wants)
     screen.title("How to use it")
     for line in (
         f"recipe = mixwell.create({json.dumps(str(recipe), ensure_ascii=False)}, num_classes={recipe.num_classes})",
         "loss = recipe(model, images, labels)",
-        f"$ mixwell train --recipe {shlex.quote(str(recipe))}{' --model vit-s' if attention else ''}",
+        f"$ mixwell train --recipe {shlex.quote(str(recipe))}{' --model vit-s' if recipe.needs_tokens else ''}",
     ):
         screen.print(f"  {line}", soft_wrap=True)
 

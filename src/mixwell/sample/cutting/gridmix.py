@@ -37,6 +37,7 @@ from mixwell.core.plain import OF_A_PAIR, Beta, Uniform
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.ops.boxes import all_but
+from mixwell.ops.cells import Lines, cells_shown, share_in_cells
 from mixwell.probe import Anatomy, Want, seen_on_example
 
 __all__ = [
@@ -65,15 +66,17 @@ def cell_mask(
     cells: Bool[np.ndarray, "#b n n"], size: tuple[int, int], like: Float[Tensor, "..."]
 ) -> Float[Tensor, "#b 1 h w"]:
     """The cells at the size of an image, on the device and in the dtype of `like`; 1 where a cell is True."""
-    columns = onto(cells.take(_cell_of(size[1], cells.shape[2]), 2).astype(np.float32), like).to(like.dtype)
-    return columns.index_select(1, onto(_cell_of(size[0], cells.shape[1]), like))[:, None]
+    return cells_shown(cells, _lines(cells, size), like)
 
 
 def cell_area(cells: Bool[np.ndarray, "#b n n"], size: tuple[int, int]) -> Float[np.ndarray, " #b"]:
     """Exact share of the pixels in the cells that are True, in fp64."""
-    rows, columns = (np.bincount(_cell_of(side, cells.shape[1]), minlength=cells.shape[1]) for side in size)
-    area: np.ndarray = (cells @ columns) @ rows / (size[0] * size[1])
-    return area
+    return share_in_cells(cells, _lines(cells, size))
+
+
+def _lines(cells: Bool[np.ndarray, "b n n"], size: tuple[int, int]) -> Lines:
+    """The cell of each pixel along the height and along the width."""
+    return _cell_of(size[0], cells.shape[1]), _cell_of(size[1], cells.shape[2])
 
 
 @dataclass(eq=False)

@@ -29,6 +29,7 @@ from mixwell.core.mix import Mix, Partners, layout_of, onto
 from mixwell.core.plain import OF_A_PAIR, Uniform
 from mixwell.core.registry import Pieces, method
 from mixwell.ops.boxes import area_of, boxes_within, outside, pair_masks
+from mixwell.ops.gather import gathered
 
 __all__ = ["ResizedPaste", "UniformScale", "paste", "scales_of", "thumbnail_boxes"]
 
@@ -97,36 +98,18 @@ def _shrunk(
                 (np.arange(*spans[axis]) - starts[:, axis, None]) * side // np.maximum(ends - starts, 1)[:, axis, None]
             ]
         )
-        return _gathered(images, partners.column(), rows, columns)
+        return gathered(images, partners.column(), rows, columns)
     if interpolation == "nearest":
         rows, columns = (
             onto(np.clip(place * steps, 0, side - 1).astype(np.int64), images)
             for place, side in zip(places, sides, strict=True)
         )
-        return _gathered(images, partners.column(), rows, columns)
+        return gathered(images, partners.column(), rows, columns)
     down, across = (onto(_triangles(place, steps, side), images) for place, side in zip(places, sides, strict=True))
     with torch.autocast(images.device.type, enabled=False):
         other = partners.of(images).float()
         made = down[:, None] @ other @ across[:, None].mT
     return made.to(images.dtype, memory_format=layout_of(images))
-
-
-def _gathered(
-    images: Float[Tensor, "b c h w"],
-    partner: Int64[Tensor, " b"],
-    rows: Int64[Tensor, "#b p"],
-    columns: Int64[Tensor, "#b q"],
-) -> Float[Tensor, "b c p q"]:
-    """Rows and columns of each row's partner, in the same memory layout."""
-    channels, height, width = images.shape[1:]
-    if layout_of(images) is torch.channels_last:
-        pixels = ((partner[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
-        shown = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixels.view(-1))
-        return shown.view(*pixels.shape, channels).permute(0, 3, 1, 2)
-    planes = partner[:, None] * channels + torch.arange(channels, device=images.device)
-    lines = planes[:, :, None] * height + rows[:, None, :]  # whole rows are copied several times as fast as pixels
-    taken = images.reshape(-1, width).index_select(0, lines.view(-1)).view(*lines.shape, width)
-    return taken.gather(3, columns[:, None, None, :].expand(*lines.shape, -1))
 
 
 def _triangles(
