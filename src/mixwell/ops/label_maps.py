@@ -18,7 +18,9 @@ from torch import Tensor
 __all__ = ["class_maps", "cropped", "line_weights", "merged", "token_scores", "top_scores"]
 
 
-def top_scores(logits: Float[Tensor, "b c h w"], count: int) -> tuple[Float[Tensor, "b k h w"], Integer[Tensor, "b k h w"]]:
+def top_scores(
+    logits: Float[Tensor, "b c h w"], count: int
+) -> tuple[Float[Tensor, "b k h w"], Integer[Tensor, "b k h w"]]:
     """The highest scores at each place, and their classes; at least one class of several is left out.
 
     Scores are logits above the mean (of exponentials) of those that are left out. They are ≥ 0, and a softmax over them
