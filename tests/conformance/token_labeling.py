@@ -91,7 +91,7 @@ def replay(case: Case) -> dict[str, np.ndarray]:
         with torch.no_grad():
             head.weight.copy_(torch.eye(classes))
             head.bias.zero_()
-        return one_turn(recipe, net, batch, None, **draws), recipe.predictor(net)
+        return one_turn(recipe, net, batch, **draws), recipe.predictor(net)
 
     def labels(cells: int, *, swapped: bool) -> tuple[Tensor, Tensor]:
         scores = token_scores(values, index, crops, (cells, cells), swapped=swapped)

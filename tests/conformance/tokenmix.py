@@ -69,7 +69,7 @@ def replay(case: Case) -> dict[str, np.ndarray]:
             "tokenmix(rule=code, switch_prob=1, per=batch)", num_classes=classes, label_smoothing=smoothing
         )
         net = GivenLogits(case.tensor("logits"))
-        return one_turn(recipe, net, batch, None, **draws), net
+        return one_turn(recipe, net, batch, **draws), net
 
     turn, net = turn_of(smoothing)
     wanted = partner_tokens(lam, GRID[0] * GRID[1], "code")

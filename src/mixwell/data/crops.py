@@ -54,7 +54,8 @@ def augmented(
     if augment == "crop-flip":
         size = (images.shape[2], images.shape[3])
         down, right = crop_margin(*size)
-        top, left, mirrored = words[:, 0] % (2 * down + 1), words[:, 1] % (2 * right + 1), words[:, 2] % 2 == 1
+        top, left = (words[:, :2] % np.array([2 * down + 1, 2 * right + 1], np.uint64)).astype(np.int64).T
+        mirrored = words[:, 2] % 2 == 1
         return crop_flip(images, top, left, mirrored), crops_of_shifts(top, left, mirrored, size)
     # A double has the upper 53 bits of a word; the lowest one is free.
     crops = random_crops((words >> np.uint64(11)) * 2.0**-53, words[:, 0] % 2 == 1)
@@ -97,8 +98,8 @@ def crops_of_shifts(
     """The crops that `crop_flip` takes of images of a height and width."""
     down, right = crop_margin(*size)
     crops = np.ones((len(top), 5), np.float32)
-    crops[:, 0] = (top.astype(np.int64) - down) / size[0]
-    crops[:, 1] = (left.astype(np.int64) - right) / size[1]
+    crops[:, 0] = (top - down) / size[0]
+    crops[:, 1] = (left - right) / size[1]
     crops[:, 4] = flip
     return crops
 

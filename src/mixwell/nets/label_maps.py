@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from mixwell.core.artefacts import Workshop
@@ -33,7 +33,7 @@ class Annotation:
     """
 
     scores: Float[Tensor, "b k h w"]
-    classes: Int[Tensor, "b k h w"]
+    classes: Integer[Tensor, "b k h w"]
     crops: Float[Tensor, "b 5"] | None
 
 

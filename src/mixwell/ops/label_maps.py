@@ -12,13 +12,15 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 __all__ = ["class_maps", "cropped", "line_weights", "merged", "token_scores", "top_scores"]
 
 
-def top_scores(logits: Float[Tensor, "b c h w"], count: int) -> tuple[Float[Tensor, "b k h w"], Int[Tensor, "b k h w"]]:
+def top_scores(
+    logits: Float[Tensor, "b c h w"], count: int
+) -> tuple[Float[Tensor, "b k h w"], Integer[Tensor, "b k h w"]]:
     """The highest scores at each place, and their classes; at least one class of several is left out.
 
     Scores are logits above the mean (of exponentials) of those that are left out. They are ≥ 0, and a softmax over them
@@ -33,7 +35,7 @@ def top_scores(logits: Float[Tensor, "b c h w"], count: int) -> tuple[Float[Tens
 
 
 def class_maps(
-    scores: Float[Tensor, "b k h w"], classes: Int[Tensor, "b k h w"], labels: Tensor
+    scores: Float[Tensor, "b k h w"], classes: Integer[Tensor, "b k h w"], labels: Tensor
 ) -> Float[Tensor, "b h w"]:
     """The score of each image's own class at each place, 0 where it is not among the highest; fp32.
 
@@ -112,7 +114,7 @@ def cropped(
 
 def token_scores(
     scores: Float[Tensor, "b k h w"],
-    classes: Int[Tensor, "b k h w"],
+    classes: Integer[Tensor, "b k h w"],
     crops: Float[Tensor, "b 5"] | None,
     size: tuple[int, int],
     *,

@@ -123,7 +123,7 @@ def turn_of(recipe: mixwell.Recipe, model: nn.Module, batch: mixwell.Batch, lam:
         "blend": np.array([box_at]),
         **draws,
     }
-    return one_turn(recipe, model, batch, None, **given)
+    return one_turn(recipe, model, batch, **given)
 
 
 def test_tokens_are_mixed_between_patch_embedding_and_positions(vit):

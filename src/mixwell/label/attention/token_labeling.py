@@ -133,16 +133,13 @@ def mixed_cross_entropy(
         sources: (R, K) images that each mix is made of.
         shares: how much of each source a token shows.
     """
+    tokens = logits.shape[1]
+    more = (labels.more[sources] * shares[..., None]).transpose(1, 2).flatten(2)
+    named = labels.classes[sources].expand(-1, -1, tokens, -1).transpose(1, 2).flatten(2)
+    rest = (labels.rest[sources] * shares).sum(1)
     with torch.autocast(logits.device.type, enabled=False):
-        scores = logits.float()
-        whole, total, classes = scores.logsumexp(2), scores.sum(2), scores.shape[2]
-        parts = []
-        for source, share in zip(sources.T, shares.unbind(1), strict=True):
-            more, named, rest = labels.more[source], labels.classes[source], labels.rest[source]
-            of_named = scores.gather(2, named.expand(-1, scores.shape[1], -1))
-            expected = (more * of_named).sum(2) + rest * total
-            parts.append(share * (whole * (more.sum(2) + classes * rest) - expected))
-        return torch.stack(parts).sum(0)
+        log_p = logits.float().log_softmax(2)
+        return -(more * log_p.gather(2, named)).sum(2) - rest * log_p.sum(2)
 
 
 def with_tokens(logits: Float[Tensor, "b c"], tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:
