@@ -291,7 +291,9 @@ def test_edits_are_cut_out_as_the_images_were(tmp_path: Path, augment: str):
 
 def test_an_editor_of_ones_own_makes_the_edits(tmp_path: Path):
     raw = raw_of(size=(12, 12))
-    recipe = mixwell.create("diffusemix(prompts=('a dog', 'a cat'), size=12, weight=0, edits=x, count=5)", 6, pixels=PIXELS)
+    recipe = mixwell.create(
+        "diffusemix(prompts=('a dog', 'a cat'), size=12, weight=0, edits=x, count=5)", 6, pixels=PIXELS
+    )
     piece, pipeline = recipe.options[0].alone, Inverting()
     piece.use(pipeline, tmp_path)
     with pytest.raises(mixwell.MixwellError, match=r"recipe\.prepare\(batches, data\)"):
