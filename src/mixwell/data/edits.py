@@ -182,9 +182,8 @@ def pipeline_of(name: str, device: torch.device) -> Callable[..., Any]:
         ModelError: there is no such pipeline.
     """
     diffusers = require("diffusers", "An image-to-image pipeline", extra="diffusion")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(name)
     except Exception as error:  # whatever the library raises where there is none
         raise ModelError(
             f"pipeline: {name!r} cannot be loaded: {error}. Give the folder of a pipeline of diffusers, or a folder of "
@@ -192,7 +191,7 @@ def pipeline_of(name: str, device: torch.device) -> Callable[..., Any]:
         ) from error
     pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    moved: Callable[..., Any] = pipeline.to(device)
+    moved: Callable[..., Any] = pipeline.to(device, torch.float16 if device.type == "cuda" else torch.float32)
     return moved
 
 
