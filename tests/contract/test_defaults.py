@@ -137,6 +137,7 @@ PAPER = {
     "stackmix": {"recipe": None, "axis": "height", "resize": False},
     "yoco": {"recipe": None},
     "lumix": {"weight": 1.0},
+    "camixup": {"alpha": 0.4},
     "rankmixup": {"weight": 0.1, "margin": None, "mixes": None, "alpha": 2.0},
     "mixupe": {"variant": "paper", "threshold": None},
     "adamixup": {"intrusion_weight": 1.0},
