@@ -13,8 +13,6 @@ from mixwell.core.axes import Blend, Need, Piece, Slot
 
 CLASSES = 7
 PIXELS = mixwell.Pixels((0.5,), (0.25,))
-ATTENTION = ("class_attention", "patch_attention", "alignment")
-
 
 RESIZED = {"stackmix": "stackmix(resize=true)"}
 """How methods that change the images' size are used with a network of a fixed one."""
@@ -54,9 +52,9 @@ def unmet(piece: Piece, blend: Blend | None, met: frozenset, *, borrowed: bool, 
     idle = {
         Slot.PAIRING: blend.partners != getattr(piece, "count", 1),
         Slot.RATIO: not blend.takes_lam,
-        Slot.PLACE: not blend.hidden,
+        Slot.PLACE: getattr(piece, "hidden", False) and not blend.hidden,
     }
-    return idle.get(piece.slot, False) or not piece.needs <= blend.gives | met
+    return idle.get(piece.slot, False) or not piece.needs <= blend.offers | met
 
 
 def refusal(slugs: tuple[str, ...]) -> str:
@@ -83,14 +81,6 @@ def refusal_of_option(slugs: tuple[str, ...]) -> str:
     blend = blends[0] if blends else None
     idle = [slug for slug, piece in essential if unmet(piece, blend, met, borrowed=borrowed, broken=broken)]
     return f"{idle[0]} cannot act" if idle else ""
-
-
-def needs_tokens(slugs: tuple[str, ...]) -> bool:
-    return any(
-        piece.tokens or any(want.kind in ATTENTION for want in (*piece.wants(), *piece.views()))
-        for _, found in pieces_of(slugs)
-        for piece in found.essential
-    )
 
 
 def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
@@ -127,7 +117,7 @@ def test_pair_trains_or_is_refused(pair: tuple[str, str], cnn: Callable[..., nn.
     fixed = " + ".join(RESIZED.get(slug, slug) for slug in pair)
     train(mixwell.create(fixed, num_classes=CLASSES, pixels=PIXELS), vit(CLASSES), images)
     recipe = mixwell.create(text, num_classes=CLASSES, pixels=PIXELS)
-    if needs_tokens(pair):
+    if recipe.needs_tokens:
         with pytest.raises(mixwell.IncompatibleRecipe):
             recipe.bind(cnn(CLASSES), example=images)
         return

@@ -16,7 +16,7 @@ from mixwell.ops.saliency import fine_grained, spectral_residual
 IMAGES, LABELS = torch.randn(4, 3, 32, 32), torch.arange(4)
 PIXELS = Pixels((0.5,), (0.25,))
 ALONE = ("fine_grained", "spectral")
-BY_NETWORK = ("gradient", "cam", "activation", "attention")
+BY_NETWORK = ("gradient", "cam", "activation", "attention", "patch_attention")
 
 
 def scene_of(source, model, images=IMAGES, labels=LABELS):
@@ -33,7 +33,7 @@ def test_the_lists_are_complete():
 @pytest.mark.parametrize("name", get_args(Source))
 def test_maps_are_fp32_and_not_negative(name, channels, size, cnn, vit):
     source = saliency_of(name)
-    model = (vit(channels=channels, size=size) if name == "attention" else cnn(channels=channels)).train()
+    model = (vit(channels=channels, size=size) if "attention" in name else cnn(channels=channels)).train()
     images = torch.randn(4, channels, *size, requires_grad=True)
     maps = source.maps(scene_of(source, model, images))
     assert maps.ndim == 3
@@ -50,7 +50,7 @@ def test_maps_are_fp32_and_not_negative(name, channels, size, cnn, vit):
 @pytest.mark.parametrize("name", get_args(Source))
 def test_one_pass_answers_what_was_declared(name, cnn, vit):
     source = saliency_of(name)
-    model = vit() if name == "attention" else cnn()
+    model = vit() if "attention" in name else cnn()
     scene = scene_of(source, model)
     passes = []
     next(model.children()).register_forward_hook(lambda *_: passes.append(1))
@@ -95,11 +95,13 @@ def test_class_activation_begins_at_0(cnn, kind):
 
 
 def test_attention_has_the_patches_grid(vit):
-    source, model = saliency_of("attention"), vit(size=(32, 48)).eval()
-    scene = scene_of(source, model, torch.randn(4, 3, 32, 48))
-    maps = source.maps(scene)
-    assert maps.shape == (4, 4, 6)
-    torch.testing.assert_close(maps.flatten(1), scene.views.class_attention())
+    model, images = vit(size=(32, 48)).eval(), torch.randn(4, 3, 32, 48)
+    for name, seen in (("attention", Views.class_attention), ("patch_attention", Views.patch_attention)):
+        source = saliency_of(name)
+        scene = scene_of(source, model, images)
+        maps = source.maps(scene)
+        assert maps.shape == (4, 4, 6)
+        torch.testing.assert_close(maps.flatten(1), seen(scene.views))
 
 
 def test_a_network_without_it_is_refused(cnn):

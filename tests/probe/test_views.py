@@ -26,6 +26,13 @@ def by_hand(model):
     return logits, maps, dict(zip(maps, gradients, strict=True))
 
 
+def test_logits_may_be_asked_for_alone(cnn):
+    model = cnn(4).eval()
+    views = views_of(model, wants=[Want("logits")])
+    torch.testing.assert_close(views[Want("logits")], model(IMAGES).detach())
+    assert torch.equal(views[Want("logits")], views.logits)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_at_hidden_sites(cnn, frozen):
     model = cnn(4).eval()

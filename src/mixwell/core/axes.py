@@ -85,6 +85,7 @@ class Need(Enum):
     OWN_ROW = "mixes that contain the image's own row"
     DIFFERENTIABLE = "a blend that is differentiable in λ"
     VIEWS = "several views of each image"
+    ALIGNED = "mixes whose pixels keep their places"
 
 
 @dataclass(eq=False)
@@ -272,10 +273,12 @@ class SelfBlend(Piece):
 
     Attributes:
         gives: `Need.VIEWS` if it makes several views.
+        mixes: whether the rows become mixes of several images, whose labels the blend of the same method composes.
     """
 
     slot = Slot.SELF
     gives: frozenset[Need] = frozenset()
+    mixes: bool = False
 
     def images(self, draws: Any, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
         """The views of the clean batch, normalised; the first is the one whose label is trained."""
@@ -337,6 +340,15 @@ class Blend(Piece):
     shows_shares: bool = True
     exact: bool = True
 
+    @property
+    def offers(self) -> frozenset[Need]:
+        """All that pieces may need of its mixes: what it gives, and that it is aligned."""
+        return self.gives | {Need.ALIGNED} if self.aligned else self.gives
+
+    def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"] | None:
+        """Where it finds the clean images salient, for pictures; None if it does not look, or by a `Saliency`."""
+        return None
+
     def pairs(self, rows: int) -> int:
         """How many λ it takes for a batch of `rows` images, if one is drawn per pair; the first rows'."""
         return rows
@@ -387,9 +399,14 @@ class Statistics(Piece):
 
 
 class Place(Piece):
-    """Where in the network?"""
+    """Where in the network?
+
+    Attributes:
+        hidden: whether it mixes hidden maps, rather than the input.
+    """
 
     slot = Slot.PLACE
+    hidden: bool = True
 
     def site(self, draws: Any) -> str | None:
         """Name of the hidden site of this step, or None for the input."""
@@ -421,6 +438,10 @@ class Label(Piece):
     def targets(self, step: Step) -> Targets:
         """The labels of the mixed rows."""
         raise NotImplementedError
+
+    def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"] | None:
+        """What of the mixed images the labels follow, for pictures; None if that is no map, or attention they want."""
+        return None
 
 
 class Criterion(Piece):

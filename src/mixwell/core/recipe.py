@@ -494,20 +494,27 @@ class Recipe(nn.Module):
         *,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        unaugmented: Callable[[], Iterable[Batch]] | None = None,
+        rows: int | None = None,
     ) -> Recipe:
-        """Make or load what its pieces need before training begins (auto-encoders, teachers, pictures).
+        """Make or load what its pieces need before training begins (auto-encoders, teachers, label maps, pictures).
 
         Args:
             batches: called for each pass over the clean training batches.
             data: a text that names the data; artefacts are cached under it.
             device: where to compute.
             progress: called with (what is made, steps done, steps in all).
+            unaugmented: called for each pass over the same images without augmentation, each with its `index` in the
+                data set; None where `batches` are not augmented.
+            rows: how many images there are, if that is known; for the progress only.
         """
 
-        def of_here() -> Iterator[Batch]:
+        def of_here(batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
             return (self._batch(batch, None) for batch in batches())
 
-        workshop = Workshop(of_here, data, torch.device(device), self.num_classes)
+        workshop = Workshop(partial(of_here, batches), data, torch.device(device), self.num_classes, rows=rows)
+        if unaugmented is not None:
+            workshop.unaugmented = partial(of_here, unaugmented)
         if progress is not None:
             workshop.progress = progress
         for piece in self.modules():  # also those of recipes inside pieces

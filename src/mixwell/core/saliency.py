@@ -19,7 +19,7 @@ from mixwell.probe import Anatomy, Views, Want
 
 __all__ = ["Saliency", "Source", "resized", "saliency_of", "source_of"]
 
-Source = Literal["fine_grained", "spectral", "gradient", "cam", "activation", "attention"]
+Source = Literal["fine_grained", "spectral", "gradient", "cam", "activation", "attention", "patch_attention"]
 """Names of the sources, in the order of what they cost."""
 
 
@@ -116,9 +116,23 @@ class ClassAttention(_Looking):
         return (Want("class_attention", -1),)
 
     def maps(self, scene: Scene) -> Float[Tensor, "b h w"]:
-        attention = self.looks(scene).class_attention().float()
-        height, width = scene.batch.images.shape[-2:]
-        return attention.view(len(attention), *grid_of(attention.shape[1], height / width, "the class token"))
+        return _on_grid(self.looks(scene).class_attention(), scene)
+
+
+class PatchAttention(_Looking):
+    """Attention of a transformer's patches to each patch, in its last block."""
+
+    def views(self) -> tuple[Want, ...]:
+        return (Want("patch_attention", -1),)
+
+    def maps(self, scene: Scene) -> Float[Tensor, "b h w"]:
+        return _on_grid(self.looks(scene).patch_attention(), scene)
+
+
+def _on_grid(attention: Float[Tensor, "b n"], scene: Scene) -> Float[Tensor, "b h w"]:
+    """Attention to the patches, at their places."""
+    height, width = scene.batch.images.shape[-2:]
+    return attention.float().view(len(attention), *grid_of(attention.shape[1], height / width, "the last block"))
 
 
 _SOURCES: dict[str, Callable[[], Saliency]] = {
@@ -128,6 +142,7 @@ _SOURCES: dict[str, Callable[[], Saliency]] = {
     "cam": ClassActivation,
     "activation": Activation,
     "attention": ClassAttention,
+    "patch_attention": PatchAttention,
 }
 
 

@@ -19,7 +19,9 @@ from mixwell.core.errors import BatchError
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
 from mixwell.core.saliency import Saliency
+from mixwell.core.targets import Targets
 from mixwell.nets import create_net
+from mixwell.ops.tokens import grid_of
 from mixwell.probe import Probe, Want
 from mixwell.probe.trace import untouched
 
@@ -45,6 +47,7 @@ class Shown:
         clean: (B, D, h, w) maps of the images themselves at `site` and at those of `moments`.
         moments: (R, D, h, w) maps with other moments, by site.
         saliency: (B, h, w) ≥ 0, where the recipe found the images salient; None where it does not look.
+        attention: (R, h, w) ≥ 0, what of the mixed images the labels follow; None where they follow none of it.
     """
 
     recipe: str
@@ -56,6 +59,7 @@ class Shown:
     clean: Mapping[str, Float[Tensor, "b d h w"]] = field(default_factory=dict)
     moments: Mapping[str, Float[Tensor, "r d h w"]] = field(default_factory=dict)
     saliency: Float[Tensor, "b h w"] | None = None
+    attention: Float[Tensor, "r h w"] | None = None
 
 
 class _Watcher(Piece):
@@ -184,6 +188,7 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
         clean={name: seen[want] for name, want in wants.items()},
         moments={name: found[rows] for name, found in step.moments.items()},
         saliency=_saliency(option, step.scene),
+        attention=_attention(option, step, targets, rows),
     )
     if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
         return inside
@@ -192,8 +197,23 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
     return replace(inside, masks=masks, classes=ids[mix.sources][rows])
 
 
+def _attention(option: Any, step: Step, targets: Targets, rows: slice) -> Tensor | None:
+    """The label's own map; else attention that a piece asked for in the pass over the mix."""
+    found: Tensor | None = option.label.looked_at(step, targets)
+    for want, seen in step.outputs.seen.items():
+        if found is None and want.kind in ("class_attention", "patch_attention"):
+            height, width = step.batch.images.shape[-2:]
+            found = seen.view(len(seen), *grid_of(seen.shape[1], height / width, "the mix"))
+    return None if found is None else found.detach()[rows]
+
+
 def _saliency(option: Any, scene: Scene) -> Tensor | None:
-    """The maps of the first source among the pieces; else the size of a gradient that one of them asked for."""
+    """The blend's own maps, or those of the first source among the pieces; else the size of a gradient that one of
+    them asked for.
+    """
+    if option.blend is not None and (own := option.blend.looked_at(scene)) is not None:
+        found: Tensor = own
+        return found
     for part in option.modules():
         if isinstance(part, Saliency):
             return part.maps(scene)

@@ -44,7 +44,8 @@ def sheet(
     """Draw what recipes make of images, and save it if a path is given.
 
     A recipe is a row of mixes, each over a bar with every class's label share; rows of further views and of masks,
-    coloured by source, follow where there are any, and a row of saliency goes before where the recipe looks for it.
+    coloured by source, follow where there are any, a row of saliency goes before where the recipe looks for it, and one
+    of attention comes after where the labels follow what the network makes of the mix.
     What happens to hidden maps is shown as 9 channels of the images' own maps and, below, of what became of them.
 
     Args:
@@ -97,11 +98,7 @@ def _rows(shown: Shown, draw: _Cells, across: bool) -> list[Row]:
     hidden = [row for site, maps in (inside | dict(shown.moments)).items() for row in _inside(shown, site, maps, draw)]
     if across:
         return hidden[1:2] or [(shown.recipe, draw.mixes(shown.images[-1], shown.shares))]
-    salient: list[Row] = []
-    if shown.saliency is not None:
-        most = shown.saliency.amax((1, 2), keepdim=True).clamp_min(1e-30)
-        no_label = torch.zeros(len(most), shown.shares.shape[1])
-        salient = [("saliency", draw.mixes((shown.saliency / most)[:, None], no_label))]
+    salient = _maps("saliency", shown.saliency, shown, draw)
     if shown.site is not None:
         return salient + hidden
     rows = salient + [
@@ -110,9 +107,18 @@ def _rows(shown: Shown, draw: _Cells, across: bool) -> list[Row]:
     ]
     if hidden:
         return [*(rows if len(shown.images) > 1 else []), *hidden]
+    rows += _maps("attention", shown.attention, shown, draw)
     if shown.masks is not None and shown.classes is not None:
         rows.append(("masks", draw.masks(shown.masks, shown.classes)))
     return rows
+
+
+def _maps(title: str, maps: Float[Tensor, "b h w"] | None, shown: Shown, draw: _Cells) -> list[Row]:
+    """Maps as grey images, each as bright as its largest value allows; no row if there are none."""
+    if maps is None:
+        return []
+    most = maps.amax((1, 2), keepdim=True).clamp_min(1e-30)
+    return [(title, draw.mixes((maps / most)[:, None], torch.zeros(len(most), shown.shares.shape[1])))]
 
 
 def _inside(shown: Shown, site: str, maps: Float[Tensor, "r d h w"], draw: _Cells) -> list[Row]:

@@ -64,9 +64,10 @@ class Alignment:
 
     @property
     def shares(self) -> Float[Tensor, "r k"] | None:
-        """What has arrived at the class token, or on the mean at all tokens; None if no block came after the mix."""
-        if self._shares is None:
-            return None
+        """What has arrived at the class token, or on the mean at all tokens; None if nothing was mixed."""
+        if self._shares is None:  # no block came after the mix, so that a token before the patches is as it began
+            begun = self._start(1, 1)
+            return None if begun is None else begun[:, :, 0].detach().float()
         return self._shares[:, :, 0] if self._class_token else self._shares[:, :, self._prefix :].mean(2)
 
 

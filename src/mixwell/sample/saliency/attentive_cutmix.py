@@ -123,6 +123,11 @@ class AttentiveCells(Blend):
             )
         return top_cells(heat, self.top_k)
 
+    def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"]:
+        """The classifier's responses, from 0 at the least."""
+        heat = heat_map(self.teacher.features(scene.batch.images, scene.batch.pixels), self.reduce)
+        return heat - heat.amin((1, 2), keepdim=True)
+
     def mix(
         self,
         images: Float[Tensor, "b c h w"],

@@ -181,6 +181,12 @@ class AttributeMasks(Blend):
 
         return AttributedMix.of_pair(apply(images), partners, area, apply, area=area, make_masks=masks, head=self.head)
 
+    def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"]:
+        """Where each image's first attribute is."""
+        rows = len(scene.batch)
+        first = next(self.mine(torch.arange(rows, device=scene.batch.images.device), np.zeros(rows, np.int64), scene))
+        return first.saliency
+
     def mine(self, which: Int64[Tensor, " n"], last: Int64[np.ndarray, " n"], scene: Scene) -> Iterator[Round]:
         """Find attributes in images of the clean batch, with passes that leave no trace.
 

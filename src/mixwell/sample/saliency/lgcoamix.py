@@ -27,7 +27,7 @@ Label rows instead of class ids count as one class where they are equal.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -369,6 +369,13 @@ class SuperpixelShares(Label):
             own = (own + mix.weights[:, 0]) / 2
         weights = torch.stack((own, 1 - own), 1).to(mix.weights.dtype)
         return AttendedTargets(mix.pool, mix.sources, weights, attended=found)
+
+    def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"]:
+        """The weight of each pixel's superpixel, from 0 at the least of an image."""
+        found, regions = _attended(step, targets)[0], cast(PastedSuperpixels, step.mix).regions
+        assert regions is not None, "a mix by superpixels was made without them"
+        weights = found.weights.gather(1, regions.flatten(1))
+        return (weights - weights.amin(1, keepdim=True)).view(regions.shape)
 
     def attend(
         self, features: Float[Tensor, "r d h w"], regions: Int64[Tensor, "r h w"], count: int, most: int
