@@ -72,6 +72,9 @@ def refusal_of_option(slugs: tuple[str, ...]) -> str:
     met = frozenset().union(*(getattr(piece, "gives", ()) for _, piece in essential if piece.slot is Slot.SELF))
     borrowed = any(getattr(piece, "borrows", False) for _, piece in essential)
     broken = frozenset().union(*(piece.breaks for _, piece in essential if piece.slot is Slot.LABEL))
+    unseen = frozenset().union(*(piece.breaks for _, piece in essential if piece.slot is Slot.WRAPPER))
+    if any(piece.slot is Slot.CRITERION and piece.needs & unseen for _, piece in essential):
+        return "a criterion sees no mix"
     blends = [piece for _, piece in essential if piece.slot is Slot.BLEND]
     offered = [piece for _, found in parts for piece in found.suggested if piece.slot is Slot.BLEND]
     if not blends:

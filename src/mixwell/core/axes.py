@@ -505,9 +505,14 @@ class Term(Piece):
 
 
 class LossWrapper(Piece):
-    """A change of what rows count in the loss, or of the total."""
+    """A change of what rows count in the loss, or of the total.
+
+    Attributes:
+        breaks: what criteria no longer find in the rows, though the blend gives it.
+    """
 
     slot = Slot.WRAPPER
+    breaks: frozenset[Need] = frozenset()
 
     def counts(self, step: Step) -> Float[Tensor, " r"] | None:
         """What each row counts in the criterion's mean; None for 1 each."""

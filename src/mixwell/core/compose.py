@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
-from mixwell.core.axes import Blend, Label, Need, Pairing, Piece, Place, SelfBlend, Slot, Term
+from mixwell.core.axes import Blend, Label, LossWrapper, Need, Pairing, Piece, Place, SelfBlend, Slot, Term
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
@@ -276,6 +276,13 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
         return (
             f"needs {' and '.join(sorted(need.value for need in broken & piece.needs))}, which the labels of "
             f"{chosen.owners[cast(Piece, label)]} do not have. Take one of them."
+        )
+    wrapper = chosen.pieces.get(Slot.WRAPPER)
+    unseen = wrapper.breaks if isinstance(wrapper, LossWrapper) and piece.slot is Slot.CRITERION else frozenset()
+    if unseen & piece.needs:
+        return (
+            f"needs {' and '.join(sorted(need.value for need in unseen & piece.needs))}, and "
+            f"{chosen.owners[cast(Piece, wrapper)]} lets a criterion see none. Take one of them."
         )
     missing = piece.needs - blend.offers - met
     if missing:

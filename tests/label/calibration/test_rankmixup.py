@@ -202,6 +202,8 @@ def test_refusals():
         mixwell.create("dcutmix + rankmixup", CLASSES)
     with pytest.raises(mixwell.IncompatibleRecipe, match="both decide the wrapper"):
         mixwell.create("mixupe + rankmixup", CLASSES)
+    with pytest.raises(mixwell.IncompatibleRecipe, match="rankmixup lets a criterion see none"):
+        mixwell.create("cutmix + decouplemix + rankmixup", CLASSES)
     with pytest.raises(mixwell.ParameterError, match="margin is for"):
         mixwell.create("rankmixup(margin=1)", CLASSES)
     with pytest.raises(mixwell.ParameterError, match="margin is for"):

@@ -63,8 +63,8 @@ def gap_sums(
 
 
 def coefficients(
-    gaps: Float[Tensor, "e c"], alpha: float, before: Float[Tensor, "#e c"] | float = 1.0
-) -> Float[Tensor, "e c"]:
+    gaps: Float[Tensor, "... c"], alpha: float, before: Float[Tensor, "... c"] | float = 1.0
+) -> Float[Tensor, "... c"]:
     """1 for classes that are not mixed, as accuracy exceeds confidence, α for the others.
 
     Args:
@@ -132,7 +132,7 @@ class ClassAdjusted(Ratio):
             raise MixwellError("camixup measures classes on held-out images, but there are none. Hold out some more.")
         sums, counts = summed_over_processes(torch.stack(found).sum(0))
         gaps = (sums / counts).to(self.coefficients)
-        self.coefficients.copy_(coefficients(gaps[None], self.alpha, self.coefficients)[0])
+        self.coefficients.copy_(coefficients(gaps, self.alpha, self.coefficients))
 
     def draw(self, rows: int, rng: Generator) -> np.ndarray:
         """(B,) λ ~ Beta(α, α), whether it is used or not."""

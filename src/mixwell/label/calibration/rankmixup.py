@@ -166,6 +166,7 @@ class CleanAlone(LossWrapper):
     """Mixes do not count in the criterion."""
 
     needs = frozenset({Need.PAIR, Need.OWN_ROW})
+    breaks = frozenset({Need.PAIR})
 
     def counts(self, step: Step) -> Float[Tensor, " r"] | None:
         return torch.zeros_like(step.mix.weights[:, 0])
