@@ -100,7 +100,7 @@ def test_every_parameter_learns_and_modes_do_not_differ() -> None:
     assert not dict(net.named_buffers())
 
 
-@pytest.mark.parametrize("width", [0, 2.0, True])
+@pytest.mark.parametrize("width", [0, True])
 def test_widths_out_of_range(width: object) -> None:
     with pytest.raises(mixwell.ParameterError, match="width must be a whole number"):
         BarycenterUNet(3, width)

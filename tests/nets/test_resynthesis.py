@@ -120,7 +120,7 @@ def test_norms_are_found_in_fp32_under_autocast(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("net", [AutoEncoder, Critic])
-@pytest.mark.parametrize("sizes", [(0, 2), (3, 1), (3, 2, 0), (3, 2, 4, 0), (3, 2.0)], ids=str)
+@pytest.mark.parametrize("sizes", [(0, 2), (3, 1), (3, 2, 0), (3, 2, 4, 0)], ids=str)
 def test_sizes_out_of_range(net: type[torch.nn.Module], sizes: tuple[int, ...]) -> None:
     with pytest.raises(mixwell.ParameterError, match="must be a whole number"):
         net(*sizes)
