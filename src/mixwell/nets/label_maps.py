@@ -2,7 +2,9 @@
 
 They are made once, of the images without augmentation, and kept as the highest scores at each place: fp16 scores, and
 class ids in the smallest integers that hold them. A batch shows crops of its images; the maps that it is given are
-those of the whole images, with the crops that say what of them is shown.
+those of the whole images, with the crops that say what of them is shown. A data set of one's own that augments by
+itself must say where its images lie (the extra "crop", see `mixwell.data.crops`) or bring maps of what it shows (the
+extra "label_map"): nobody else knows.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class Annotator(nn.Module):
                     f"{self.owner}: label maps were made of {len(scores)} images, got index {int(batch.index.max())}. "
                     "Prepare the recipe on the data that it is trained on."
                 )
-            return Annotation(scores[batch.index].float(), classes[batch.index].long(), crops)
+            index, device = batch.index.to(scores.device), batch.images.device
+            return Annotation(scores[index].to(device).float(), classes[index].to(device).long(), crops)
         if not self.teacher.there:
             raise MixwellError(
                 f"{self.owner} needs label maps, and has none. Call recipe.prepare(batches, data) before training, "
