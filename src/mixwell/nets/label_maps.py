@@ -64,7 +64,7 @@ class Annotator(nn.Module):
             MixwellError: an image of the data set did not come.
         """
         self.teacher.prepare(workshop)
-        self.num_classes = workshop.num_classes
+        self.num_classes, self._maps = workshop.num_classes, None
         first = next(iter(workshop.originals()), None)
         if first is None or first.index is None:
             return
@@ -82,9 +82,14 @@ class Annotator(nn.Module):
 
         Raises:
             MixwellError: there is neither a map nor a teacher.
-            BatchError: maps of another shape, or an index beyond the images of which maps were made.
+            BatchError: maps or crops of another shape, or an index beyond the images of which maps were made.
         """
         crops = batch.extras.get("crop")
+        if crops is not None and crops.shape != (len(batch), 5):
+            raise BatchError(
+                f"{self.owner}: extras['crop'] must be ({len(batch)}, 5): top, left, height and width as shares of the "
+                f"image, and whether it is mirrored; got {tuple(crops.shape)}."
+            )
         if (own := batch.extras.get("label_map")) is not None:
             if own.ndim != 5 or own.shape[:2] != (len(batch), 2):
                 raise BatchError(
