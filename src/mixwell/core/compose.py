@@ -186,7 +186,8 @@ def _take_essential(chosen: Chosen, piece: Piece, slug: str) -> None:
         raise IncompatibleRecipe(
             f"{other} and {slug} both decide the {piece.slot.value} ({type(chosen.pieces[piece.slot]).__name__}, "
             f"{type(piece).__name__}), and a recipe has one. Take one of them, or switch per batch: "
-            f"'0.5*{other} | 0.5*{slug}'."
+            f"'0.5*{other} | 0.5*{slug}'.",
+            piece.slot.value,
         )
     chosen.pieces[piece.slot] = piece
 
