@@ -13,7 +13,6 @@ import argparse
 import inspect
 import json
 import re
-import runpy
 import shlex
 from itertools import groupby
 from pathlib import Path
@@ -118,10 +117,8 @@ def method_page(page: Page) -> str:
         parts += ["## Needs", needs]
     if differences:
         parts += ["## Paper and code", prose(differences)]
-    replay = ROOT / "tests" / "conformance" / f"{page.slug}.py"
-    if replay.is_file():
-        source = " ".join(runpy.run_path(str(replay))["SOURCE"].split())
-        parts += ["## Conformance", f"Compared by `mixwell conformance` with: {source.rstrip('.')}."]
+    if page.conformance is not None:
+        parts += ["## Conformance", f"Compared by `mixwell conformance` with: {page.conformance.rstrip('.')}."]
     cited = prose(citation).replace(page.reference, linked(page))
     parts += ["## Citation", f"{cited} Section {page.section} of the survey."]
     return "\n\n".join(parts) + "\n"
