@@ -66,7 +66,19 @@ def compose(node: Node) -> list[Option]:
         return [
             Option(weight * inner.weight, inner.chosen) for weight, option in node.options for inner in compose(option)
         ]
-    return _summed(list(_spelled_out(node)))
+    try:
+        return _summed(list(_spelled_out(node)))
+    except IncompatibleRecipe as error:
+        if not (brought := _brought(node)):
+            raise
+        raise IncompatibleRecipe(f"{error} {brought}", error.slot) from None
+
+
+def _brought(node: Node) -> str:
+    """Which recipes come with the methods of a sum, since messages name what is in them."""
+    calls = [term for term in (node.terms if isinstance(node, Sum) else (node,)) if isinstance(term, Call)]
+    beside = {call.slug: _part(call).pieces.beside for call in calls}
+    return " ".join(f"{slug} comes with {recipe}." for slug, recipe in beside.items() if recipe is not None)
 
 
 def _summed(terms: list[Node]) -> list[Option]:
