@@ -84,6 +84,21 @@ OFFICIAL: dict[str, tuple[float | None, float | None]] = {
     "comixup": (4046, 200),
     "lgcoamix(prob=1.0)": (7300, 1700),
     "attentive_cutmix": (22, 0.6),
+    "scoremix(prob=1.0)": (None, None),
+    "scoremix(prob=1.0, per=batch)": (95, 0.6),
+    "smmix(switch_prob=1.0)": (None, None),
+    "smmix(switch_prob=1.0, per=batch)": (41.6, 3.6),
+    "mixpro(prob=1.0)": (19, 1.0),
+    "tl_align": (22, 0.7),
+    "tokenmix(switch_prob=1.0)": (None, None),
+    "tokenmix(switch_prob=1.0, per=batch)": (255, 1.9),
+    "camixup": (1.8, 2.9),
+    "rankmixup(variant=mndcg)": (15.7, 20.2),
+    "diffusemix": (81, 10),
+    "samix": (1305, 44),
+    "adautomix": (1335, 94),
+    "automix_barycenter": (1095, 664),
+    "transformmix": (None, None),
 }
 """What the authors' code costs in lerps at 32 and 224 pixels, the least that was seen; None where there is none."""
 BARS_OF_METHODS = {
@@ -166,25 +181,32 @@ def policies(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     x = torch.randn(shape)
     batch = mixwell.Batch(x, torch.randint(CLASSES, (shape[0],)), mixwell.Pixels((0.5,), (0.25,)))
     found: dict[str, Callable[[], object]] = {"lerp": lambda: torch.lerp(x, x.flip(0), 0.3)}
+    batch.index = torch.arange(shape[0])
     steps = itertools.count()
-    net = create_net("cnn-s", CLASSES)
-    looks = mixwell.Views(mixwell.Probe(net, x), batch)  # which keeps what it saw, so that no row pays for the network
+    nets = {name: create_net(name, CLASSES, size=shape[2]) for name in ("cnn-s", "vit-s")}
+    # They keep what they saw, so that no row pays for the network.
+    looks = {name: mixwell.Views(mixwell.Probe(net, x), batch) for name, net in nets.items()}
+    aligned = mixwell.Want("alignment")
 
     def policy(text: str) -> Callable[[], object]:
         recipe = mixwell.create(text, CLASSES, pixels=batch.pixels)
         streams = Streams(0)
-        recipe.prepare(lambda: [batch], f"benchmark {shape}").bind(net, x[:2])
+        name = "vit-s" if recipe.needs_tokens else "cnn-s"
+        recipe.prepare(lambda: [batch], f"benchmark {shape}").bind(nets[name], x[:2])
+        recipe.use_data(train=lambda: [batch], held_out=lambda: [batch]).before_epoch(nets[name])
         with torch.no_grad():
-            outputs = mixwell.Probe(net, x).run(x, wants=recipe.wants)
+            outputs = mixwell.Probe(nets[name], x).run(x, wants=recipe.wants - {aligned})
+        outputs.seen[aligned] = torch.full((len(x), 2), 0.5)
 
         def call() -> object:
             clock = mixwell.Clock(next(steps))
             option = recipe._option(clock)
-            scene = mixwell.Scene(batch, option.draw(len(batch), streams, clock.step), looks, clock=clock)
+            scene = mixwell.Scene(batch, option.draw(len(batch), streams, clock.step), looks[name], clock=clock)
             first, *others = option.views(scene)
             mix = option.mix(first, scene)
             views = [mix.apply(view) for view in others]
-            option.label.targets(mixwell.Step(scene, mix, outputs))
+            with torch.no_grad():
+                option.label.targets(mixwell.Step(scene, mix, outputs))
             if text.startswith("recursive_mix"):  # the next call pastes this one
                 option.blend.observe(mixwell.Step(scene, mix, outputs))
             return mix, views

@@ -58,7 +58,7 @@ def step_of(text: str, model: str, images: Tensor, labels: Tensor) -> tuple[Call
     batch = mixwell.Batch(images, labels, pixels)
     recipe.prepare(lambda: [batch], "random numbers of the benchmark")
     recipe.use_data(train=lambda: [batch], held_out=lambda: [batch]).bind(net, images)
-    recipe.before_epoch(net)
+    recipe.before_epoch(net, mixwell.Clock(1, epoch=1))
     groups: dict[str, list[dict[str, object]]] = {}
     for group in recipe.parameter_groups(net):
         groups.setdefault(group["turn"], []).append({"params": group["params"]})

@@ -44,7 +44,10 @@ HOST = "cutmix"
 PICTURED = {
     "attentive_cutmix": "teacher_epochs=100",
     "comixup": "beta=0.16",
+    "token_labeling": "teacher_epochs=100",
+    "tokenmix": "teacher_epochs=100",
     "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+    "tokenmixup": "inputs=none",
 }
 """Settings under which four photographs show what usual batches do."""
 SEEDS = 5_000

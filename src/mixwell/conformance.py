@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mixwell.core.axes import Draws
+from mixwell.core.batch import Batch
 from mixwell.core.errors import DataError
 from mixwell.core.recipe import Recipe
 from mixwell.core.registry import method_of
@@ -133,13 +134,14 @@ class GivenLogits(nn.Module):
 def one_turn(
     recipe: Recipe,
     model: nn.Module,
-    images: Float[Tensor, "b ..."],
-    labels: Shaped[Tensor, "b ..."],
+    images: Float[Tensor, "b ..."] | Batch,
+    labels: Shaped[Tensor, "b ..."] | None = None,
     **draws: Any,
 ) -> Turn:
     """The only turn of one step of a recipe without a switch, under given draws.
 
     Args:
+        images, labels: of the step; or a batch, which has its labels.
         draws: by the slot's name (`pairing`, `ratio`, `blend`, `place`, ...) what its piece would have drawn.
     """
     (option,) = recipe.options

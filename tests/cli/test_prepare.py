@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from mixwell.core.errors import MixwellError
 
 RECIPE = "djmix(channels=4, codes=8, dim=4, epochs=2)"
 DIGITS = ("--data", "digits", "--data-options", "size=16", "channels=1")
@@ -35,6 +39,32 @@ def test_training_takes_what_was_prepared(run, cache: Path, tmp_path: Path):
     assert trained.code == 0
     assert "Making" not in trained.err
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+
+
+def test_edits_that_were_stopped_are_taken_up(run, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    from mixwell.sample.generative import diffusemix
+
+    calls: list[int] = []
+
+    def brighter(stop: int, **given):
+        if len(calls) >= stop:
+            raise MixwellError("the power failed")
+        calls.append(len(given["image"]))
+        return SimpleNamespace(images=[image.point(lambda level: 40 + level // 2) for image in given["image"]])
+
+    recipe = "diffusemix(pipeline='any/name', prompts=('a dog',), size=16, count=5)"
+    monkeypatch.setattr(diffusemix, "pipeline_of", lambda name, device: partial(brighter, 10))
+    first = run("prepare", "--recipe", recipe, *DIGITS)
+    assert first.code == 1
+    assert "the power failed" in first.err
+    monkeypatch.setattr(diffusemix, "pipeline_of", lambda name, device: partial(brighter, 10**6))
+    second = run("prepare", "--recipe", recipe, *DIGITS)
+    assert second.code == 0
+    assert "Made for" in second.out
+    assert "edited images" in second.out
+    (folder,) = cache.glob("edits-*")
+    assert sum(calls) == len(list(folder.glob("a-dog/*.png")))
+    assert "All that" in run("prepare", "--recipe", recipe, *DIGITS).out
 
 
 def test_a_recipe_that_needs_nothing(run, cache: Path):

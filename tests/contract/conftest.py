@@ -20,6 +20,7 @@ from mixwell.core.axes import Blend, Piece, Statistics
 from mixwell.core.places import ByPlace, LamByPlace
 from mixwell.core.registry import method_of
 from mixwell.core.rng import Streams
+from mixwell.sample.attention.tokenmixup import TokenReplace
 
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
@@ -60,7 +61,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(slug, Which(number, hidden), id=f"{slug}{f'-{number}' * (number > 0)}{'-hidden' * hidden}")
         for slug in mixwell.methods()
         for number, option in enumerate(mixwell.create(text_of(slug)).options)
-        if option.blend is not None
+        if option.blend is not None and not isinstance(option.blend, TokenReplace)  # acts on what a block is given
         for hidden in ((False, True) if isinstance(option.blend, ByPlace) else (False,))
     ]
     metafunc.parametrize(("slug", "which"), acts)
@@ -202,7 +203,7 @@ def network_for(
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             prepared(recipe, channels, size).bind(model, torch.randn(2, channels, *size))
-            recipe.before_epoch(model)
+            recipe.before_epoch(model, mixwell.Clock(1, epoch=1))  # with an epoch behind it
         return model
 
     return make

@@ -17,7 +17,6 @@ from mixwell.core.pairs import Verdict, pairs
 
 CLASSES = 7
 PIXELS = mixwell.Pixels((0.5,), (0.25,))
-ATTENTION = ("class_attention", "patch_attention", "alignment")
 TRIPLES = {False: {"accepted": 40, "refused": 20}, True: {"accepted": 400, "refused": 200}}
 """How many recipes of three methods are drawn, and with --all; there are far too many to try each."""
 
@@ -84,9 +83,9 @@ def unmet(piece: Piece, blend: Blend | None, met: frozenset, *, borrowed: bool, 
     idle = {
         Slot.PAIRING: blend.partners != getattr(piece, "count", 1),
         Slot.RATIO: not blend.takes_lam,
-        Slot.PLACE: not blend.hidden,
+        Slot.PLACE: getattr(piece, "hidden", False) and not blend.hidden,
     }
-    return idle.get(piece.slot, False) or not piece.needs <= blend.gives | met
+    return idle.get(piece.slot, False) or not piece.needs <= blend.offers | met
 
 
 def refusal(slugs: tuple[str, ...]) -> str:
@@ -106,6 +105,9 @@ def refusal_of_option(slugs: tuple[str, ...]) -> str:
     met = frozenset().union(*(getattr(piece, "gives", ()) for _, piece in essential if piece.slot is Slot.SELF))
     borrowed = any(getattr(piece, "borrows", False) for _, piece in essential)
     broken = frozenset().union(*(piece.breaks for _, piece in essential if piece.slot is Slot.LABEL))
+    unseen = frozenset().union(*(piece.breaks for _, piece in essential if piece.slot is Slot.WRAPPER))
+    if any(piece.slot is Slot.CRITERION and piece.needs & unseen for _, piece in essential):
+        return "a criterion sees no mix"
     blends = [piece for _, piece in essential if piece.slot is Slot.BLEND]
     offered = [piece for _, found in parts for piece in found.suggested if piece.slot is Slot.BLEND]
     if not blends:
@@ -117,19 +119,11 @@ def refusal_of_option(slugs: tuple[str, ...]) -> str:
     return f"{idle[0]} cannot act" if idle else ""
 
 
-def needs_tokens(slugs: tuple[str, ...]) -> bool:
-    return any(
-        piece.tokens or any(want.kind in ATTENTION for want in (*piece.wants(), *piece.views()))
-        for _, found in pieces_of(slugs)
-        for piece in found.essential
-    )
-
-
 def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
     clean = [mixwell.Batch(images, torch.arange(len(images)) % CLASSES)]
     recipe.prepare(lambda: clean, "noise of the pairs").use_data(train=lambda: clean, held_out=lambda: clean)
     recipe.bind(net, example=images)
-    recipe.before_epoch(net)
+    recipe.before_epoch(net, mixwell.Clock(1, epoch=1))
     groups = recipe.parameter_groups(net)
     for turn in recipe.turns(net, images, torch.arange(len(images)) % CLASSES):
         assert torch.isfinite(turn.loss)
@@ -158,7 +152,7 @@ def check(slugs: tuple[str, ...], cnn: Callable[..., nn.Module], vit: Callable[.
     fixed = " + ".join(RESIZED.get(slug, slug) for slug in slugs)
     train(mixwell.create(fixed, num_classes=CLASSES, pixels=PIXELS), vit(CLASSES), images)
     recipe = mixwell.create(text, num_classes=CLASSES, pixels=PIXELS)
-    if needs_tokens(slugs):
+    if recipe.needs_tokens:
         with pytest.raises(mixwell.IncompatibleRecipe):
             recipe.bind(cnn(CLASSES), example=images)
         return

@@ -259,11 +259,74 @@ def test_a_criterion_also_acts_on_plain_batches(registered):
     assert type(mixed.criterion) is type(plain.criterion) is SoftmaxBinaryCrossEntropy
 
 
+class InPlace(Term):
+    needs = frozenset({Need.ALIGNED})
+
+
+def test_a_piece_that_needs_pixels_in_their_places_is_refused_where_they_move(registered):
+    registered("single", lambda: Pieces(InPlace()))
+    assert len(one("cutmix + single").terms) == 1
+    with pytest.raises(mixwell.IncompatibleRecipe, match=r"single needs mixes whose pixels keep.*resizemix does not"):
+        mixwell.create("resizemix + single")
+
+
+def test_a_place_is_suggested_for_the_methods_own_blend(registered):
+    registered("single", lambda: Pieces(Permutation(), (Hidden((1,)), Linear())))
+    assert isinstance(one("single").place, Hidden)
+    assert isinstance(one("single + cutmix").place, Input)
+    assert one("single + manifold_mixup(sites=(2,))").place.sites == (2,)
+
+
+def test_the_gates_own_criterion_acts_on_all_batches():
+    mixed, plain = mixwell.create("manifold_mixup(prob=0.5, criterion=softmax_bce)").options
+    assert plain.blend is None
+    assert type(mixed.criterion) is type(plain.criterion) is SoftmaxBinaryCrossEntropy
+    _, plain = mixwell.create("manifold_mixup(prob=0.5, criterion=softmax_bce)", criterion="cross_entropy").options
+    assert type(plain.criterion) is SoftCrossEntropy
+
+
 def test_a_term_that_needs_a_mix_is_left_out_on_plain_batches(registered):
     registered("single", lambda: Pieces(Penalty()))
     mixed, plain = mixwell.create("cutmix(prob=0.5) + single").options
     assert len(mixed.terms) == 1
     assert len(plain.terms) == 0
+
+
+def test_what_mixes_images_for_a_blend_is_left_out_without_it(registered):
+    """Nothing composes the labels there, so that images must not be mixed either."""
+
+    def single(prob: float = 1.0):
+        return Pieces(Penalty(), prob=prob)
+
+    registered("single", single)
+    mixed, plain = mixwell.create("tokenmixup + single(prob=0.5)").options
+    assert type(mixed.alone).__name__ == "MixedInputs"
+    assert plain.blend is plain.alone is None
+    assert len(plain.terms) == 0
+
+
+def test_what_mixes_images_for_a_blend_is_left_out_where_moments_are_exchanged():
+    (option,) = mixwell.create("moex + tokenmixup").options
+    assert option.alone is None
+    assert type(option.blend).__name__ == "TokenReplace"
+
+
+def test_labels_that_are_followed_through_blocks_need_their_own_tokens(registered):
+    class Followed(Label):
+        def wants(self):
+            return (mixwell.Want("alignment"),)
+
+    registered("single", lambda: Pieces(Followed()))
+    assert one("cutmix + single").label
+    with pytest.raises(mixwell.IncompatibleRecipe, match=r"single follows labels .* tokenmixup shows a block"):
+        mixwell.create("cutmix + single + tokenmixup(variant=vertical)")
+
+
+def test_a_place_that_mixes_at_the_input_takes_any_blend():
+    (option,) = mixwell.create("stackmix + tokenmixup(variant=vertical)").options
+    assert not option.blend.hidden
+    with pytest.raises(mixwell.IncompatibleRecipe, match="works on pixels only"):
+        mixwell.create("stackmix + manifold_mixup")
 
 
 def test_terms_add_up(registered):

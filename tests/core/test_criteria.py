@@ -194,3 +194,14 @@ def test_class_weights_are_checked(weights, said):
     with pytest.raises(mixwell.ParameterError) as caught:
         mixwell.create("mixup", 3, class_weights=weights)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce", "softmax_bce"])
+def test_probabilities_are_those_of_the_loss(name, logits, ids):
+    """Where every class has the probability that its label says, a criterion pulls nowhere."""
+    criterion = criterion_of(name)
+    logits.requires_grad_()
+    wanted = criterion.probabilities(logits).detach()
+    criterion.rows(logits, Targets.of(wanted)).sum().backward()
+    assert logits.grad.abs().max() < 1e-6
+    assert criterion.probabilities(logits.half()).dtype == torch.float32

@@ -101,6 +101,17 @@ def test_every_step_has_its_own_held_out_batch(cnn):
     assert [rows[0] for rows in label.seen] == [0, 1, 2, 0, 1, 1, 2, 2]
 
 
+def test_a_step_in_which_nobody_asks_reads_no_held_out_batch(cnn):
+    class Idle(Label):
+        held_out = True
+
+        def targets(self, step):
+            return step.mix.targets()
+
+    model = cnn(6)
+    with_label(Idle()).bind(model, IMAGES)(model, IMAGES, LABELS)  # without any at hand
+
+
 def test_an_empty_held_out_split():
     with pytest.raises(mixwell.MixwellError, match="no batch"):
         Splits(held_out_batches=list).at(0)

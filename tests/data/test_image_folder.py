@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from mixwell.core.errors import DataError
 from mixwell.data import Loader, held_out, load
+from mixwell.data.split import unaugmented
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -97,6 +99,38 @@ def test_augmentation_only_in_training_and_not_in_what_is_held_out(split_folder)
     assert len(covered.unique()) > 3  # zero borders of many widths
     plain = next(Loader(held, 6, pixels=data.pixels, shuffle=False).epoch(0))
     assert bool((plain.raw.sum(1) > 0.1).all())
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "rrc-flip"])
+@pytest.mark.parametrize("size", [(60, 40), (40, 60)])
+def test_crops_say_where_images_of_a_folder_lie(tmp_path, augment, size):
+    """A slope along either axis stays one, between the edges that the crop names in the image's middle square."""
+    width, height = size
+    slopes = np.zeros((height, width, 3), np.uint8)
+    slopes[..., 0] = (100 + (np.arange(height) + 0.5 - height / 2) * 2)[:, None]
+    slopes[..., 1] = 100 + (np.arange(width) + 0.5 - width / 2) * 2
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(10):
+                Image.fromarray(slopes).save(tmp_path / part / name / f"{number}.png")
+    data = load(f"imagefolder:{tmp_path}", size=32, augment=augment)
+    batch = next(Loader(data.train, 20, pixels=data.pixels, seed=3).epoch(0))
+    crops = batch.extras["crop"]
+    assert set(crops[:, 4].tolist()) == {0, 1}
+    for image, (top, left, tall, wide, mirrored) in zip(batch.raw * 255, crops.tolist(), strict=True):
+        rows = 60 + 80 * (top + tall * (torch.arange(32) + 0.5) / 32)
+        columns = 60 + 80 * (left + wide * (torch.arange(32) + 0.5) / 32)
+        columns = columns.flip(0) if mirrored else columns
+        shown = image[0] > 10  # shifted crops have black borders
+        assert shown.float().mean() > 0.7
+        assert ((image[0] - rows[:, None]).abs()[shown] < 3.5).all()
+        assert ((image[1] - columns).abs()[shown] < 3.5).all()
+    assert len(crops.unique(dim=0)) > 15
+    assert "crop" not in next(Loader(data.test, 20, pixels=data.pixels).epoch(0)).extras
+    plain, stored = load(f"imagefolder:{tmp_path}", size=32).train, unaugmented(Subset(data.train, [3, 1]))
+    assert torch.equal(stored[0][0], plain[3][0])
+    assert len(stored[1]) == 2
 
 
 def test_missing_folder(tmp_path):

@@ -6,12 +6,13 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.utils.data import Dataset
 
 from mixwell.core.batch import Pixels
 from mixwell.core.errors import DataError, ParameterError
 from mixwell.data import InMemory, Loader, from_datasets, held_out, load
-from mixwell.data.memory import crop_flip
+from mixwell.data.crops import crop_flip, random_crops, resized_crops
 from mixwell.data.split import stratified
 
 GREY = Pixels((0.5,), (0.25,))
@@ -301,6 +302,89 @@ def test_crop_flip_of_a_batch_is_uniform_and_keyed_by_row_and_epoch():
     shard, rows_of_shard = read(0, rank=1, world=2)
     assert torch.equal(shard, seen[rows_of_shard])
     assert torch.equal(dataset[5][0], images[5])
+
+
+def test_crops_say_where_shifted_images_lie():
+    """Read off the image itself: each pixel shows its own row and column."""
+    height, width = 16, 24
+    place = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij")) + 1
+    images = torch.from_numpy(place.astype(np.uint8)).expand(50, 2, height, width).contiguous()
+    dataset = InMemory(images, torch.zeros(50, dtype=torch.int64), augment="crop-flip")
+    batch = next(Loader(dataset, 50, pixels=GREY).epoch(0))
+    shown = (batch.raw * 255).round()
+    crops = batch.extras["crop"]
+    assert crops.dtype == torch.float32
+    for image, (top, left, tall, wide, mirrored) in zip(shown, crops.tolist(), strict=True):
+        assert (tall, wide) == (1, 1)
+        row = torch.arange(height) + round(top * height)
+        column = torch.arange(width) + round(left * width)
+        column = column.flip(0) if mirrored else column
+        inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))
+        assert torch.equal(image[0], torch.where(inside, row[:, None] + 1.0, 0.0))
+        assert torch.equal(image[1], torch.where(inside, column + 1.0, 0.0))
+    assert len(crops[:, :2].unique(dim=0)) > 10
+    assert 10 < crops[:, 4].sum() < 40
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 20)])
+def test_crops_say_where_resized_images_lie(size):
+    """A slope along either axis stays one, between the edges that the crop names."""
+    height, width = size
+    down = (torch.arange(height) + 0.5)[:, None].expand(size) * (240 / height)
+    across = (torch.arange(width) + 0.5).expand(size) * (240 / width)
+    images = torch.stack((down, across)).round().to(torch.uint8).expand(200, 2, *size).contiguous()
+    dataset = InMemory(images, torch.zeros(200, dtype=torch.int64), augment="rrc-flip")
+    batch = next(Loader(dataset, 200, pixels=GREY).epoch(0))
+    crops, slack = batch.extras["crop"], 1.2 + 120 / torch.tensor(size)  # rounding, and half a pixel at the border
+    for image, (top, left, tall, wide, mirrored) in zip(batch.raw * 255, crops.tolist(), strict=True):
+        rows = 240 * (top + tall * (torch.arange(height) + 0.5) / height)
+        columns = 240 * (left + wide * (torch.arange(width) + 0.5) / width)
+        columns = columns.flip(0) if mirrored else columns
+        assert ((image[0] - rows[:, None]).abs() < slack[0]).all()
+        assert ((image[1] - columns).abs() < slack[1]).all()
+        inner = ((rows > 10) & (rows < 230))[:, None] & (columns > 10) & (columns < 230)
+        assert ((image[0] - rows[:, None]).abs()[inner] < 1.2).all()
+        assert ((image[1] - columns).abs()[inner] < 1.2).all()
+
+
+def test_resized_crops_have_the_areas_shapes_and_places_that_they_should():
+    count = 20_000
+    crops = random_crops(np.random.default_rng(0).random((count, 4)), np.zeros(count, dtype=bool)).astype(float)
+    top, left, height, width, _ = crops.T
+    assert (crops[:, :4] >= 0).all()
+    assert (top + height <= 1 + 1e-6).all()
+    assert (left + width <= 1 + 1e-6).all()
+    area, stretch = height * width, np.log(width / height)
+    assert stats.kstest(area, stats.uniform(0.08, 0.92).cdf).pvalue > 1e-4
+    small = area < 0.75
+    assert stats.kstest(stretch[small], stats.uniform(-np.log(4 / 3), 2 * np.log(4 / 3)).cdf).pvalue > 1e-4
+    assert (np.abs(stretch) <= -np.log(area) + 1e-5).all()
+    for low, side in ((top, height), (left, width)):
+        assert stats.kstest(low[side < 0.99] / (1 - side[side < 0.99]), "uniform").pvalue > 1e-4
+
+
+def test_a_crop_of_all_is_the_image_and_mirrored_its_mirror_image():
+    images = np.random.default_rng(1).integers(256, size=(2, 3, 9, 7), dtype=np.uint8)
+    found = resized_crops(images, np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], np.float32))
+    assert np.array_equal(found[0], images[0])
+    assert np.array_equal(found[1], images[1, ..., ::-1])
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "rrc-flip"])
+def test_crops_are_keyed_by_row_and_epoch(augment):
+    images = torch.randint(256, (40, 1, 16, 16), dtype=torch.uint8)
+    dataset = InMemory(images, torch.arange(40), augment=augment)
+
+    def crops(epoch, **options):
+        batches = list(Loader(dataset, 16, pixels=GREY, **options).epoch(epoch))
+        found = torch.cat([batch.extras["crop"] for batch in batches])
+        return found[torch.cat([batch.index for batch in batches]).argsort()]
+
+    assert torch.equal(crops(0), crops(0, shuffle=False))
+    assert not torch.equal(crops(0), crops(1))
+    assert not torch.equal(crops(0), crops(0, seed=1))
+    mirrored = crops(0)[:, 4]
+    assert set(mirrored.tolist()) == {0, 1}
 
 
 def test_resume_in_an_augmented_epoch():

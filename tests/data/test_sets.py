@@ -219,7 +219,7 @@ def test_named_lists_what_load_knows():
 def test_unknown_options_and_augmentation():
     with pytest.raises(DataError, match="digits has no option 'sise'; it takes size, channels"):
         load("digits", sise=32)
-    with pytest.raises(DataError, match="augment must be None or 'crop-flip', got 'flip'"):
+    with pytest.raises(DataError, match="augment must be None, 'crop-flip' or 'rrc-flip', got 'flip'"):
         load("fashion-mini", augment="flip")
 
 

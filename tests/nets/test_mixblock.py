@@ -104,3 +104,13 @@ def test_adjusted_masks_have_the_area_and_stay_in_range() -> None:
 def test_adjusting_survives_masks_that_are_all_one_image() -> None:
     mask = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 3, 3)
     torch.testing.assert_close(match_area(mask, torch.tensor([0.4])), torch.full((2, 1, 3, 3), 0.6))
+
+
+@pytest.mark.parametrize("lam_concat", [False, True])
+def test_one_look_at_the_features_serves_any_partners(lam_concat: bool) -> None:
+    block, x, lam = sharp(lam_concat=lam_concat), torch.randn(4, 6, 4, 4), torch.rand(4)
+    read = block.read(x)
+    for partner in (PARTNER, PARTNER.flip(0)):
+        assert torch.equal(block.mask(read, partner, lam, (8, 8)), block(x, partner, lam, (8, 8)))
+    with torch.no_grad():
+        assert not block.mask(read, PARTNER, lam, (8, 8)).requires_grad

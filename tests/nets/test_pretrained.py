@@ -111,6 +111,31 @@ def test_it_sees_maps_and_logits_of_any_precision_as_the_network_does():
     torch.testing.assert_close(teacher.features(images).mean((2, 3)) @ net.fc.weight.T + net.fc.bias, logits)
 
 
+def test_class_activation_adds_up_to_the_logits_without_the_bias():
+    net, teacher = create_net("cnn-s", 4), Pretrained(owner="x")
+    teacher.use(net)
+    images, ids = torch.randn(5, 3, 20, 28), torch.tensor([3, 0, 1, 1, 2])
+    logits = teacher.logits(images)
+    features, maps = teacher.activation(images, ids)
+    torch.testing.assert_close(features, teacher.features(images))
+    torch.testing.assert_close(maps.mean((1, 2)), logits.gather(1, ids[:, None])[:, 0] - net.fc.bias[ids])
+    predicted = teacher.activation(images)[1]
+    torch.testing.assert_close(
+        predicted.mean((1, 2)), (logits - net.fc.bias).gather(1, logits.argmax(1)[:, None])[:, 0]
+    )
+    halves = torch.full((5, 4), 0.25)
+    torch.testing.assert_close(teacher.activation(images, halves)[1].mean((1, 2)), (logits - net.fc.bias).mean(1))
+    with pytest.raises(mixwell.ModelError, match="tells 4 apart, and labels have 9"):
+        teacher.activation(images, torch.rand(5, 9))
+
+
+def test_class_activation_needs_a_classifier_of_the_last_stage():
+    teacher = Pretrained(owner="x")
+    teacher.use(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)))
+    with pytest.raises(mixwell.MixwellError):
+        teacher.activation(torch.randn(2, 3, 8, 8), torch.arange(2))
+
+
 def test_gradients_reach_the_images_and_never_the_parameters(cnn: Callable[..., nn.Module]):
     teacher, net = Pretrained(owner="x"), cnn()
     teacher.use(net.train())
@@ -167,6 +192,30 @@ def test_a_finished_run_is_loaded(tmp_path: Path):
     torch.testing.assert_close(teacher.logits(batches[0].images), net(batches[0].images))
     with pytest.raises(mixwell.BatchError, match=r"takes images of 2 channels, got \(8, 3"):
         teacher.logits(torch.randn(8, 3, 16, 16))
+
+
+def test_a_run_on_other_classes_is_loaded_where_they_need_not_be_the_recipes(tmp_path: Path):
+    net = create_net("cnn-s", 9).eval()
+    folder, batches = run_in(tmp_path / "run", net, model="cnn-s", model_options={}), batches_of()
+    with pytest.raises(mixwell.ModelError, match="of 4 classes"):
+        Pretrained(str(folder), owner="x").prepare(workshop_of(batches, tmp_path / "cache"))
+    teacher = Pretrained(str(folder), owner="x", own_classes=True)
+    teacher.prepare(workshop_of(batches, tmp_path / "cache"))
+    torch.testing.assert_close(teacher.logits(batches[0].images), net(batches[0].images))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_small_one_goes_elsewhere_by_its_weights(tmp_path: Path):
+    batches = batches_of()
+    first, second = Pretrained(owner="x", epochs=1), Pretrained(owner="x")
+    first.prepare(workshop_of(batches, tmp_path))
+    second.restore(first.weights)
+    assert torch.equal(first.logits(batches[0].images), second.logits(batches[0].images))
+    assert first.small
+    assert second.small
+    assert not Pretrained("resnet18", owner="x").small
+    second.use(create_net("cnn-s", 4))
+    assert not second.small
 
 
 def test_runs_that_cannot_teach(tmp_path: Path):
@@ -232,3 +281,60 @@ def test_without_a_batch_nothing_is_made(tmp_path: Path):
 def test_numbers_out_of_range(given: dict[str, int]):
     with pytest.raises(mixwell.ParameterError, match=f"teacher_{next(iter(given))}"):
         Pretrained(owner="x", **given)
+
+
+@pytest.mark.parametrize("name", ["cnn-s", "preact-resnet18", "timm/test_nfnet", "timm/resnet10t"])
+def test_the_mean_over_all_places_is_what_the_network_says(name):
+    teacher, net = Pretrained(owner="the test"), create_net(name, 4, size=64)
+    teacher.use(net)
+    images = torch.randn(3, 3, 64, 96)
+    with torch.no_grad():
+        maps = teacher.class_maps(images)
+        torch.testing.assert_close(maps.mean((2, 3)), teacher.logits(images), rtol=1e-4, atol=1e-5)
+    assert maps.shape[:2] == (3, 4)
+    assert maps.shape[2] * maps.shape[3] > 1
+    assert maps.dtype == torch.float32
+    assert (maps.std((2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"global_pool": "avg", "class_token": False}, {"reg_tokens": 2}], ids=str)
+def test_a_transformers_patches_are_classified_alone(vit, options):
+    net = vit(4, size=(32, 48), **options).eval()
+    teacher = Pretrained(owner="the test")
+    teacher.use(net)
+    images = torch.randn(3, 3, 32, 48)
+    with torch.no_grad():
+        maps = teacher.class_maps(images)
+        tokens = images
+        tokens = net.blocks(net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(tokens)))))
+        tokens = tokens[:, net.num_prefix_tokens :]
+        expected = net.head(net.fc_norm(net.norm(tokens))).mT.view(3, 4, 4, 6)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_needs_all_places_has_no_maps():
+    teacher = Pretrained(owner="the test")
+    net = nn.Sequential()
+    net.add_module("layer1", nn.Conv2d(3, 2, 3, 4, 1))
+    net.add_module("flat", nn.Flatten())
+    net.add_module("fc", nn.Linear(2 * 4 * 4, 5))
+    teacher.use(net)
+    with pytest.raises(mixwell.ModelError, match=r"the test's teacher cannot classify single places"):
+        teacher.class_maps(torch.randn(2, 3, 16, 16))
+
+
+def test_a_fingerprint_tells_weights_and_sizes_apart():
+    net = create_net("cnn-s", 4)
+
+    def of(**options) -> str:
+        teacher = Pretrained(owner="the test")
+        teacher.use(net, **options)
+        return teacher.fingerprint
+
+    first = of()
+    assert of() == first
+    assert of(size=16) != first
+    assert of(pixels=PIXELS) != first
+    with torch.no_grad():
+        net.fc.bias[0] += 1
+    assert of() != first

@@ -94,3 +94,12 @@ def test_example_images_are_needed(cnn: Make) -> None:
     anatomy = mixwell.Probe(cnn()).anatomy
     with pytest.raises(mixwell.ModelError, match=r"recipe\.bind\(model, example=images\)"):
         Teacher(anatomy, second_head(anatomy))
+
+
+def test_a_look_is_the_features_and_the_second_heads_logits_of_one_pass(cnn: Make) -> None:
+    teacher, _ = teacher_of(cnn().eval())
+    x = torch.randn(4, 3, 32, 32)
+    features, logits = teacher.look(x)
+    torch.testing.assert_close(features, teacher.features(x))
+    torch.testing.assert_close(logits, teacher.logits(x))
+    assert not logits.requires_grad

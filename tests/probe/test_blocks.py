@@ -10,6 +10,7 @@ import transformers
 
 import mixwell
 from mixwell.probe import Act, Probe, Want
+from mixwell.probe.attention import is_positioned
 
 IMAGES = torch.randn(3, 3, 32, 32)
 
@@ -178,6 +179,30 @@ def test_tokens_that_come_and_go(build, vit):
         tokens = given_to(model.blocks[1], model)
         expected = model.blocks[1](torch.cat((tokens, memory), 1))[:, :17]
         torch.testing.assert_close(outputs.logits, model.forward_head(model.norm(expected)))
+
+
+@pytest.mark.parametrize("kind", ["class_attention", "patch_attention"])
+def test_attention_with_more_tokens_is_that_of_the_patches(vit, kind):
+    """What is paid to the tokens that were added is missing in the sum, and they are not asked."""
+    model, memory = vit().eval(), torch.randn(3, 5, 32)
+    act = Act(-1, lambda tokens, attend: torch.cat((tokens, memory), 1), lambda tokens: tokens[:, :-5])
+    want = Want(kind, -1)
+    seen = Probe(model).run(IMAGES, wants=[want], acts=[act])[want]
+    tokens = torch.cat((given_to(model.blocks[1], model), memory), 1)
+    attention = model.blocks[1].attn
+    q, k, _ = attention.qkv(model.blocks[1].norm1(tokens)).unflatten(2, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+    softmax = (q @ k.transpose(2, 3) * attention.scale).softmax(-1).mean(1)
+    expected = softmax[:, 0, 1:17] if kind == "class_attention" else softmax[:, 1:17, 1:17].mean(1)
+    torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "knows"),
+    [("vit_small_patch16_224", False), ("vit_small_patch16_rope_224", True), ("beit_base_patch16_224", True)],
+)
+def test_attention_that_knows_places(name, knows):
+    model = timm.create_model(name, img_size=32, depth=2, embed_dim=64, num_heads=2, num_classes=5)
+    assert is_positioned(Probe(model).anatomy.attention(0)[1]) == knows
 
 
 def test_acts_run_after_an_edit_and_leave_nothing(vit):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mixwell import Recipe, create
-from mixwell.data import from_datasets
+from mixwell.data import Loader, from_datasets, load
+from mixwell.sample.linear.djmix import VQReconstruction
 from mixwell.train import train
 from mixwell.train.prepare import needs_preparing, prepare
 
@@ -74,6 +75,38 @@ def test_a_resumed_run_ends_with_the_same_bits_though_the_cache_was_lost(
         path.unlink()
     train(config, dataset=digits, progress=False)
     assert outcome(config.folder) == outcome(quick("whole").folder)
+
+
+@pytest.mark.parametrize("augment", [None, "crop-flip", "rrc-flip"])
+def test_every_image_can_be_seen_without_augmentation_beside_its_index(augment, cache, monkeypatch):
+    data = load("digits", size=16, channels=1, augment=augment)
+    seen = {}
+    monkeypatch.setattr(VQReconstruction, "prepare", lambda self, shop: seen.update(shop=shop))
+    prepare(create(RECIPE, pixels=data.pixels), data)
+    shop = seen["shop"]
+    assert shop.rows == len(data.train)
+    index = torch.cat([batch.index for batch in shop.originals()])
+    assert torch.equal(index, torch.arange(len(data.train)))
+    raw = torch.cat([batch.raw for batch in shop.originals()])
+    assert torch.equal((raw * 255).round().to(torch.uint8), data.train.images)
+    augmented = torch.cat([batch.raw for batch in shop.batches()])
+    order = torch.cat([batch.index for batch in shop.batches()])
+    assert torch.allclose(augmented, raw[order], atol=1e-5) == (augment is None)
+
+
+def test_the_same_images_in_another_order_are_other_data(digits, cache):
+    prepare(create(RECIPE, pixels=digits.pixels), digits)
+    rows = np.arange(300)
+    looked_at = next(Loader(digits.train, 64, pixels=digits.pixels).epoch(0)).index.numpy()
+    others = np.setdiff1d(rows, looked_at)
+    labels = digits.train.labels.numpy()
+    first, second = others[0], next(row for row in others if labels[row] != labels[others[0]])
+    rows[[first, second]] = second, first
+    prepare(
+        create(RECIPE, pixels=digits.pixels),
+        from_datasets(digits.train.subset(rows, augment=None), digits.test, pixels=digits.pixels, name=digits.name),
+    )
+    assert len(cache()) == 2
 
 
 SCRIPT = """

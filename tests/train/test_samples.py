@@ -33,6 +33,13 @@ def test_recipes_that_only_cut_are_not_drawn(quick, digits):
     assert not renders(mixwell.create("puzzlemix", 10))
 
 
+def test_hidden_maps_are_not_drawn(vit):
+    """Even if a network learns where they are mixed."""
+    recipe = mixwell.create("tokenmixup", 7).bind(vit(), torch.rand(2, 3, 32, 32))
+    assert recipe.owns
+    assert not renders(recipe)
+
+
 def test_colours_and_pixels(cnn):
     """Normalised images are drawn as the pixels they were; a mix of an image with itself is that image."""
     pixels = mixwell.Pixels((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

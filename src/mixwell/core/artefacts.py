@@ -85,6 +85,8 @@ class Workshop:
         num_classes: of the recipe, or None.
         folder: the cache.
         progress: told how far the making has come.
+        unaugmented: like `batches`, but of the images as they are stored; None where `batches` are.
+        rows: how many images a pass has, if that is known.
     """
 
     batches: Callable[[], Iterable[Batch]]
@@ -93,6 +95,12 @@ class Workshop:
     num_classes: int | None = None
     folder: Path | None = None
     progress: Progress = _silent
+    unaugmented: Callable[[], Iterable[Batch]] | None = None
+    rows: int | None = None
+
+    def originals(self) -> Iterable[Batch]:
+        """A new pass over the training images as they are stored, for what is kept of every single image."""
+        return (self.unaugmented or self.batches)()
 
     def made(self, kind: str, settings: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The artefact of these settings and this data.

@@ -85,6 +85,7 @@ class Need(Enum):
     OWN_ROW = "mixes that contain the image's own row"
     DIFFERENTIABLE = "a blend that is differentiable in λ"
     VIEWS = "several views of each image"
+    ALIGNED = "mixes whose pixels keep their places"
 
 
 @dataclass(eq=False)
@@ -123,7 +124,7 @@ class Scene:
         clock: where in the training the step stands.
         pairs: how many λ the blend takes, if one is drawn per pair; for ratios that look through a network.
         partners: who mixes with whom, likewise.
-        held_out: the step's held-out batch, for pieces that ask for one.
+        data: the data beside the batch; None where none is at hand.
         inside: what is at hand at the hidden site while the mix happens there.
         attempt: (λ, call) → logits and targets of the recipe's mix with that λ, as `call(images)` sees it; with a graph
             to λ where the blend has one. None where no network is at hand.
@@ -137,11 +138,20 @@ class Scene:
     clock: Clock = field(default_factory=Clock)
     pairs: int = 0
     partners: Callable[[], Partners] | None = None
-    held_out: Batch | None = None
+    data: Splits | None = None
     inside: Inside | None = None
     attempt: Callable[[Tensor, Callable[[Tensor], Any]], tuple[Tensor, Targets]] | None = None
     loss: Callable[[Tensor, Targets], Tensor] | None = None
     _found: dict[tuple[nn.Module, str], Any] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def held_out(self) -> Batch | None:
+        """The step's held-out batch, read when a piece first asks for it.
+
+        Raises:
+            MixwellError: `Recipe.use_data` told of none.
+        """
+        return None if self.data is None else self.data.at(self.clock.step)
 
     def once(self, owner: nn.Module, find: Callable[[], Any], what: str = "") -> Any:
         """What `find` gives, called once in the scene for each owner: for what several pieces ask of one module.
@@ -263,10 +273,12 @@ class SelfBlend(Piece):
 
     Attributes:
         gives: `Need.VIEWS` if it makes several views.
+        mixes: whether the rows become mixes of several images, whose labels the blend of the same method composes.
     """
 
     slot = Slot.SELF
     gives: frozenset[Need] = frozenset()
+    mixes: bool = False
 
     def images(self, draws: Any, scene: Scene) -> tuple[Float[Tensor, "b ..."], ...]:
         """The views of the clean batch, normalised; the first is the one whose label is trained."""
@@ -328,6 +340,11 @@ class Blend(Piece):
     shows_shares: bool = True
     exact: bool = True
 
+    @property
+    def offers(self) -> frozenset[Need]:
+        """All that pieces may need of its mixes: what it gives, and that it is aligned."""
+        return self.gives | {Need.ALIGNED} if self.aligned else self.gives
+
     def looked_at(self, scene: Scene) -> Float[Tensor, "b h w"] | None:
         """Where it finds the clean images salient, for pictures; None if it does not look, or by a `Saliency`."""
         return None
@@ -382,9 +399,14 @@ class Statistics(Piece):
 
 
 class Place(Piece):
-    """Where in the network?"""
+    """Where in the network?
+
+    Attributes:
+        hidden: whether it mixes hidden maps, rather than the input.
+    """
 
     slot = Slot.PLACE
+    hidden: bool = True
 
     def site(self, draws: Any) -> str | None:
         """Name of the hidden site of this step, or None for the input."""
@@ -449,6 +471,10 @@ class Criterion(Piece):
         """What each row counts in the mean; None for 1 each."""
         return None
 
+    def probabilities(self, logits: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        """What the logits say of each class, in fp32 at least: softmax, or sigmoids where the loss is of these."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+
     def forward(
         self,
         logits: Float[Tensor, "r c"],
@@ -479,9 +505,14 @@ class Term(Piece):
 
 
 class LossWrapper(Piece):
-    """A change of what rows count in the loss, or of the total."""
+    """A change of what rows count in the loss, or of the total.
+
+    Attributes:
+        breaks: what criteria no longer find in the rows, though the blend gives it.
+    """
 
     slot = Slot.WRAPPER
+    breaks: frozenset[Need] = frozenset()
 
     def counts(self, step: Step) -> Float[Tensor, " r"] | None:
         """What each row counts in the criterion's mean; None for 1 each."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mixwell.core.algebra import Call, Node, Plain, Sum, Switched, parse
-from mixwell.core.axes import Blend, Label, Need, Pairing, Piece, SelfBlend, Slot, Term
+from mixwell.core.axes import Blend, Label, LossWrapper, Need, Pairing, Piece, Place, SelfBlend, Slot, Term
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
@@ -129,35 +129,49 @@ def _gated(parts: list[_Part]) -> list[Option]:
             "can. Give one of them, or write the switch out: '0.5*A | 0.5*B'."
         )
     (gate,) = gates
-    kept = [part.call for part in parts if part is not gate]
-    otherwise = _unmixed(kept) if gate.pieces.otherwise == "none" else _beside(kept, parse(gate.pieces.otherwise))
+    kept, other = [part.call for part in parts if part is not gate], gate.pieces.otherwise
+    otherwise = _unmixed(kept, gate.call) if other == "none" else _beside(kept, gate.call, parse(other))
     rest = [Option((1 - gate.pieces.prob) * option.weight, option.chosen) for option in otherwise]
     return [Option(gate.pieces.prob, chosen), *rest]
 
 
-def _unmixed(terms: Iterable[Node]) -> list[Option]:
+def _unmixed(terms: Iterable[Node], gate: Call | None = None) -> list[Option]:
     """Batches without mixing, under what the terms say about single images and the loss, as far as that can act."""
-    return [Option(1.0, _resolve([_unmixing(term) for term in terms if isinstance(term, Call)], lenient=True))]
+    return [Option(1.0, _resolve(_kept(terms, gate), lenient=True))]
 
 
-def _beside(terms: Sequence[Node], mixed: Node) -> list[Option]:
+def _beside(terms: Sequence[Node], gate: Call, mixed: Node) -> list[Option]:
     """Another mix, under what the terms say about single images and the loss, as far as that can act on it."""
     if isinstance(mixed, Switched):
         return [
             Option(weight * inner.weight, inner.chosen)
             for weight, option in mixed.options
-            for inner in _beside(terms, option)
+            for inner in _beside(terms, gate, option)
         ]
     calls = mixed.terms if isinstance(mixed, Sum) else (mixed,)
     own = [_part(call) for call in calls if isinstance(call, Call)]
-    return [Option(1.0, _resolve([*own, *(_unmixing(t) for t in terms if isinstance(t, Call))], lenient=True))]
+    return [Option(1.0, _resolve([*own, *_kept(terms, gate)], lenient=True))]
+
+
+def _kept(terms: Iterable[Node], gate: Call | None) -> list[_Part]:
+    """What terms say about single images and the loss, and the criterion of the method that says when to mix."""
+    kept = [_unmixing(term) for term in terms if isinstance(term, Call)]
+    if gate is None:
+        return kept
+    pieces = _part(gate).pieces
+    criteria = (piece for piece in (*pieces.essential, *pieces.suggested) if piece.slot is Slot.CRITERION)
+    return [*kept, _Part(gate, Pieces((), tuple(criteria)), False)]
 
 
 def _unmixing(call: Call) -> _Part:
     part = _part(call)
     essential = tuple(piece for piece in part.pieces.essential if piece.slot in _WITHOUT_MIXING)
-    suggested = tuple(piece for piece in part.pieces.suggested if piece.slot in _WITHOUT_MIXING)
+    suggested = tuple(p for p in part.pieces.suggested if p.slot in _WITHOUT_MIXING and not _mixes(p))
     return _Part(call, Pieces(essential, suggested), False)
+
+
+def _mixes(piece: Piece) -> bool:
+    return isinstance(piece, SelfBlend) and piece.mixes
 
 
 def _resolve(parts: list[_Part], *, lenient: bool = False) -> Chosen:
@@ -173,9 +187,11 @@ def _resolve(parts: list[_Part], *, lenient: bool = False) -> Chosen:
     _take_blend(chosen, offers, essential)
     maker = chosen.owners.get(chosen.pieces[Slot.BLEND]) if Slot.BLEND in chosen.pieces else None
     for piece, slug in sorted(offers, key=lambda offer: offer[1] != maker):
-        if piece.slot is not Slot.BLEND and piece.slot not in chosen.pieces and not _objection(piece, chosen):
-            chosen.pieces[piece.slot] = piece
-            chosen.owners[piece] = slug
+        stranger = piece.slot is Slot.PLACE and slug != maker  # a place is suggested for the method's own blend
+        if piece.slot in chosen.pieces or stranger or piece.slot is Slot.BLEND or _objection(piece, chosen):
+            continue
+        chosen.pieces[piece.slot] = piece
+        chosen.owners[piece] = slug
     for piece in essential:
         objection = _objection(piece, chosen)
         if objection and not lenient:
@@ -221,7 +237,13 @@ def _take_blend(chosen: Chosen, offers: list[tuple[Piece, str]], essential: list
 
 def _objection(piece: Piece, chosen: Chosen) -> str:
     """Why the piece cannot act beside the others, or ""."""
-    blend = chosen.pieces.get(Slot.BLEND)
+    blend, statistics = chosen.pieces.get(Slot.BLEND), chosen.pieces.get(Slot.STATISTICS)
+    borrows = getattr(statistics, "borrows", False)
+    if _mixes(piece) and borrows:
+        return (
+            f"mixes images before {chosen.owners[cast(Piece, statistics)]} adds the labels of further rows, which are "
+            "then no single images. Take one of them."
+        )
     if piece.slot in (Slot.BLEND, Slot.SELF, Slot.STATISTICS):
         return ""
     alone = chosen.pieces.get(Slot.SELF)
@@ -247,10 +269,16 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
         )
     if piece.slot is Slot.RATIO and not blend.takes_lam:
         return f"decides λ, but {name} takes none. Take a blend with a λ, such as mixup or cutmix."
-    if piece.slot is Slot.PLACE and not blend.hidden:
+    if isinstance(piece, Place) and piece.hidden and not blend.hidden:
         return f"mixes hidden maps, but {name} works on pixels only. Take a blend such as mixup or cutmix."
-    statistics = chosen.pieces.get(Slot.STATISTICS)
-    if piece.slot in LOSS_SLOTS and Need.PAIR in piece.needs and getattr(statistics, "borrows", False):
+    place = chosen.pieces.get(Slot.PLACE)
+    around_blocks = isinstance(place, Place) and type(place).acts is not Place.acts
+    if around_blocks and any(want.kind == "alignment" for want in piece.wants()):
+        return (
+            f"follows labels from block to block, but {chosen.owners[cast(Piece, place)]} shows a block tokens of "
+            "others. Take one of them."
+        )
+    if piece.slot in LOSS_SLOTS and Need.PAIR in piece.needs and borrows:
         return (
             f"needs {Need.PAIR.value}, but {chosen.owners[cast(Piece, statistics)]} adds the labels of further rows. "
             "Take one of them."
@@ -262,7 +290,14 @@ def _objection(piece: Piece, chosen: Chosen) -> str:
             f"needs {' and '.join(sorted(need.value for need in broken & piece.needs))}, which the labels of "
             f"{chosen.owners[cast(Piece, label)]} do not have. Take one of them."
         )
-    missing = piece.needs - blend.gives - met
+    wrapper = chosen.pieces.get(Slot.WRAPPER)
+    unseen = wrapper.breaks if isinstance(wrapper, LossWrapper) and piece.slot is Slot.CRITERION else frozenset()
+    if unseen & piece.needs:
+        return (
+            f"needs {' and '.join(sorted(need.value for need in unseen & piece.needs))}, and "
+            f"{chosen.owners[cast(Piece, wrapper)]} lets a criterion see none. Take one of them."
+        )
+    missing = piece.needs - blend.offers - met
     if missing:
         return (
             f"needs {' and '.join(sorted(need.value for need in missing))}, which {name} does not give. "
@@ -275,4 +310,5 @@ def _remedy(missing: frozenset[Need]) -> str:
     return {
         Need.MASKS: "Take a blend that cuts or masks, such as cutmix.",
         Need.DIFFERENTIABLE: "Take a blend that is smooth in λ, such as mixup.",
+        Need.ALIGNED: "Take a blend that moves no pixels, such as cutmix.",
     }.get(min(missing, key=lambda need: need.name), "Take a blend of two images, such as mixup or cutmix.")

@@ -69,6 +69,9 @@ class BinaryCrossEntropy(Criterion):
         loss = F.softplus(scores) * total - scores * wanted
         return (loss if self.class_weights is None else loss * self.class_weights.to(loss.device)).mean(1)
 
+    def probabilities(self, logits: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+
 
 def softmax_bce(logits: Float[Tensor, "r c"], wanted: Float[Tensor, "r c"]) -> Float[Tensor, " r"]:
     """Binary cross-entropy of softmax probabilities, the mean over classes, each logarithm at least -100.

@@ -166,6 +166,12 @@ class Mix:
         """Mix what has no pixel grid (class tokens, embeddings): the sources' sum, weighted by the label shares."""
         return summed(x, self.sources, self.weights)
 
+    def mean(self, rows: Float[Tensor, " r"]) -> Float[Tensor, ""]:
+        """The mean of a value per row over the valid rows; 0 if there is none."""
+        if self.valid is None:
+            return rows.mean()
+        return torch.where(self.valid, rows, 0).sum() / self.valid.sum().clamp_min(1)
+
     def targets(self, weights: Float[Tensor, "r k"] | None = None) -> Targets:
         """The labels of the mix, with its own shares or with `weights`."""
         return Targets(self.pool, self.sources, self.weights if weights is None else weights)

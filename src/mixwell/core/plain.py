@@ -21,6 +21,8 @@ __all__ = ["Beta", "Input", "Permutation", "Shares", "Uniform"]
 class Input(Place):
     """Mix the images themselves."""
 
+    hidden = False
+
     def site(self, draws: None) -> None:
         return None
 

@@ -178,8 +178,7 @@ class _Option(Policy):
         """What the sample policy may look at in a step through a network."""
         looks = Views(probe, batch, self.view_wants, lambda logits, labels: self.clean_loss(logits, Targets.of(labels)))
         site = None if self.blend is None else self.place.site(draws.of.get(self.place))
-        held_out = data.at(clock.step) if any(piece.held_out for piece in self.pieces) else None
-        scene = Scene(batch, draws, looks, site, clock, held_out=held_out, loss=self.criterion)
+        scene = Scene(batch, draws, looks, site, clock, data=data, loss=self.criterion)
         scene.attempt = partial(self._attempt, probe, scene)
         return scene
 
@@ -495,20 +494,27 @@ class Recipe(nn.Module):
         *,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        unaugmented: Callable[[], Iterable[Batch]] | None = None,
+        rows: int | None = None,
     ) -> Recipe:
-        """Make or load what its pieces need before training begins (auto-encoders, teachers, pictures).
+        """Make or load what its pieces need before training begins (auto-encoders, teachers, label maps, pictures).
 
         Args:
             batches: called for each pass over the clean training batches.
             data: a text that names the data; artefacts are cached under it.
             device: where to compute.
             progress: called with (what is made, steps done, steps in all).
+            unaugmented: called for each pass over the same images without augmentation, each with its `index` in the
+                data set; None where `batches` are not augmented.
+            rows: how many images there are, if that is known; for the progress only.
         """
 
-        def of_here() -> Iterator[Batch]:
+        def of_here(batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
             return (self._batch(batch, None) for batch in batches())
 
-        workshop = Workshop(of_here, data, torch.device(device), self.num_classes)
+        workshop = Workshop(partial(of_here, batches), data, torch.device(device), self.num_classes, rows=rows)
+        if unaugmented is not None:
+            workshop.unaugmented = partial(of_here, unaugmented)
         if progress is not None:
             workshop.progress = progress
         for piece in self.modules():  # also those of recipes inside pieces

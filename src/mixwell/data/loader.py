@@ -119,7 +119,8 @@ class Loader:
 
         Returns:
             an iterator of `Batch`, on the CPU: images (B, C, H, W) float32, normalised; labels (B,) int64 (or (B, C)
-            float32); index (B,) int64.
+            float32); index (B,) int64; extras: what the set's items bring, and of augmented images "crop" (B, 5)
+            float32, see `mixwell.data.crops`.
 
         Raises:
             ParameterError: `epoch` or `start` is out of range.
@@ -145,10 +146,11 @@ class Loader:
     def _from_memory(self, dataset: InMemory, rows: Sequence[Int64[np.ndarray, " b"]], epoch: int) -> Iterator[Batch]:
         draws = dataset.augmentation(self.seed, epoch)
         for index in rows:
-            images, labels = dataset.rows(index, draws)
+            images, labels, extras = dataset.rows(index, draws)
             yield Batch(
                 images=self.pixels.normalise(unit_range(images)),
                 labels=labels,
                 pixels=self.pixels,
                 index=torch.from_numpy(index),
+                extras=extras,
             )

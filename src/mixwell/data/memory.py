@@ -4,50 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8, UInt64
+from jaxtyping import Int64, UInt8, UInt64
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixwell.core.errors import DataError
+from mixwell.data.crops import augmented, check_augment
 from mixwell.data.streams import Purpose, words
 
-__all__ = ["AUGMENTATIONS", "InMemory", "check_augment", "crop_flip", "crop_margin"]
-
-AUGMENTATIONS = (None, "crop-flip")
-
-
-def check_augment(augment: str | None) -> str | None:
-    """Return `augment`, or raise DataError if there is no such augmentation."""
-    if augment not in AUGMENTATIONS:
-        raise DataError(f"augment must be None or 'crop-flip', got {augment!r}.")
-    return augment
-
-
-def crop_margin(height: int, width: int) -> tuple[int, int]:
-    """By how many pixels crop-flip pads each side: an eighth of the image (4 of 32), at least one."""
-    return max(1, height // 8), max(1, width // 8)
-
-
-def crop_flip(
-    images: UInt8[np.ndarray, "b c h w"],
-    top: Int64[np.ndarray, " b"],
-    left: Int64[np.ndarray, " b"],
-    flip: Bool[np.ndarray, " b"],
-) -> UInt8[np.ndarray, "b c h w"]:
-    """Pad with zeros, crop each image back to its size at its own corner, mirror it where `flip` says so.
-
-    Args:
-        images: (B, C, H, W), any dtype.
-        top: (B,) upper edge of the crop in the padded image, 0 … 2 · margin.
-        left: (B,) left edge.
-        flip: (B,) which images are mirrored left to right.
-    """
-    height, width = images.shape[-2:]
-    down, right = crop_margin(height, width)
-    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
-    cropped = windows[np.arange(len(images)), :, top, left]
-    return np.where(flip[:, None, None, None], cropped[..., ::-1], cropped)
+__all__ = ["InMemory"]
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):
@@ -59,8 +24,8 @@ class InMemory(Dataset[tuple[Tensor, int]]):
     Args:
         images: (N, C, H, W) uint8; on the CPU; an expanded view costs no memory.
         labels: (N,) integer class ids, on the CPU.
-        augment: None, or "crop-flip": a random crop after padding with an eighth of the size, and a random mirror
-            image.
+        augment: None; "crop-flip": a random crop after padding with an eighth of the size, and a random mirror image;
+            or "rrc-flip": a random crop of another size and shape, resized, and a random mirror image.
 
     Raises:
         DataError: shapes, dtypes or lengths are not these.
@@ -97,18 +62,26 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         images = torch.from_numpy(self._stored[rows]).expand(-1, self.images.shape[1], -1, -1)
         return InMemory(images, self.labels[torch.from_numpy(rows)], augment=augment)
 
+    def unaugmented(self) -> InMemory:
+        """The same images without augmentation."""
+        return InMemory(self.images, self.labels)
+
     def rows(
         self, index: Int64[np.ndarray, " b"], draws: UInt64[np.ndarray, "n 4"] | None
-    ) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-        """Images and labels of a batch; `draws` is what `augmentation` gave for its epoch."""
+    ) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], dict[str, Tensor]]:
+        """Images, labels and extras of a batch; `draws` is what `augmentation` gave for its epoch.
+
+        The extras of augmented images are their "crop": (B, 5) shares of the image, see `mixwell.data.crops`.
+        """
         # numpy copies in this thread; torch would share a few kilobytes among threads and wait for the slowest.
-        images = self._stored[index]
+        images, extras = self._stored[index], {}
         if draws is not None:
-            down, right = crop_margin(*images.shape[-2:])
-            top, left, flip, _ = draws[index].T
-            images = crop_flip(images, top % (2 * down + 1), left % (2 * right + 1), flip % 2 == 1)
-        return torch.from_numpy(images).expand(-1, self.images.shape[1], -1, -1), self.labels[torch.from_numpy(index)]
+            assert self.augment is not None, "numbers are drawn for augmentations"
+            images, crops = augmented(images, self.augment, draws[index])
+            extras["crop"] = torch.from_numpy(crops)
+        labels = self.labels[torch.from_numpy(index)]
+        return torch.from_numpy(images).expand(-1, self.images.shape[1], -1, -1), labels, extras
 
     def augmentation(self, seed: int, epoch: int) -> UInt64[np.ndarray, "n 4"] | None:
-        """The random words behind each row's crop and flip in this epoch; None without augmentation."""
+        """The random words behind each row's crop in this epoch; None without augmentation."""
         return None if self.augment is None else words(len(self), seed, epoch, Purpose.AUGMENT)

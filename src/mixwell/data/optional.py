@@ -10,7 +10,7 @@ from mixwell.core.errors import DataError
 __all__ = ["require"]
 
 
-def require(module: str, purpose: str) -> Any:
+def require(module: str, purpose: str, extra: str = "train") -> Any:
     """Import `module`.
 
     Raises:
@@ -21,5 +21,5 @@ def require(module: str, purpose: str) -> Any:
     except ImportError as error:
         raise DataError(
             f"{purpose} needs the package {module.partition('.')[0]}, which could not be imported ({error}). "
-            'Install it with: pip install "mixwell[train]"'
+            f'Install it with: pip install "mixwell[{extra}]"'
         ) from error

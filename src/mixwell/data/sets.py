@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 
 from mixwell.core.batch import Pixels
 from mixwell.core.errors import DataError, closest
+from mixwell.data.crops import check_augment
 from mixwell.data.folder import ImageFolder, class_folders
 from mixwell.data.idx import SPLITS, missing_files, read_split
 from mixwell.data.items import exposed_labels, labels_of, read_item, size_of, unit_range
-from mixwell.data.memory import InMemory, check_augment
+from mixwell.data.memory import InMemory
 from mixwell.data.optional import require
 from mixwell.data.split import stratified
 from mixwell.data.streams import Purpose, forked_rng, permutation
@@ -333,8 +334,9 @@ def load(name: str, *, root: str | Path | None = None, augment: str | None = Non
             is split 80/20, every class in proportion. Normalised with ImageNet's mean and deviation.
         root: the folder to look in, and to download to; None is $MIXWELL_DATA or ~/.cache/mixwell. A relative PATH of
             an image folder is taken from `root`. Sets that come with a package need none.
-        augment: None, or "crop-flip" for the training set: a random crop after zero-padding an eighth of the size (4
-            of 32 pixels) and a random mirror image.
+        augment: None, or for the training set "crop-flip": a random crop after zero-padding an eighth of the size (4
+            of 32 pixels) and a random mirror image; or "rrc-flip": a random crop of 0.08 to 1 of the area, up to 4/3
+            wider or narrower, resized to the image's size, and a random mirror image. Batches say where the crops are.
         options: `size` and `channels`. Fashion sets: size 32 (a border of zeros, default) or 28; channels 3 (repeated,
             default) or 1. `digits`: size 32 by default, at least 8, resized bilinearly; channels 3 or 1.
             `imagefolder`: size 224 by default, shorter side resized and centre cropped.

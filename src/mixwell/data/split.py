@@ -1,4 +1,4 @@
-"""Stratified splits, fixed by their seed."""
+"""Parts of data sets: stratified splits, fixed by their seed, and images without augmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixwell.data.items import labels_of
 from mixwell.data.memory import InMemory
 from mixwell.data.streams import Purpose, permutation
 
-__all__ = ["held_out", "stratified"]
+__all__ = ["held_out", "stratified", "unaugmented"]
 
 
 def stratified(
@@ -74,3 +74,12 @@ def held_out(dataset: Dataset[Any], share: float, seed: int = 0) -> tuple[Datase
     if isinstance(dataset, InMemory | ImageFolder):
         return dataset.subset(rest, augment=dataset.augment), dataset.subset(picked, augment=None)
     return Subset(dataset, rest.tolist()), Subset(dataset, picked.tolist())
+
+
+def unaugmented(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The same images in the same order without mixwell's augmentation; sets of one's own as they are."""
+    if isinstance(dataset, InMemory | ImageFolder):
+        return dataset.unaugmented()
+    if isinstance(dataset, Subset):
+        return Subset(unaugmented(dataset.dataset), dataset.indices)
+    return dataset

@@ -136,8 +136,9 @@ def act(
         torch.manual_seed(seed)
         net = fitted_net(made, batch.images, labels, num_classes) if model is None else copy.deepcopy(model)
         made.prepare(lambda: [batch], f"pictures {key_of(images.numpy(force=True).tobytes())}")
-        made.use_data(train=lambda: [batch], held_out=lambda: [batch]).bind(net, batch.images)
-        made.before_epoch(net)
+        kept = replace(batch, images=-batch.images)  # negatives, as the network was not fitted to these
+        made.use_data(train=lambda: [batch], held_out=lambda: [kept]).bind(net, batch.images)
+        made.before_epoch(net, Clock(1, epoch=1))
         if made.owns:
             _train(made, net, batch)
         return _shown(made, net, batch, num_classes)

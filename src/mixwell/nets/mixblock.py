@@ -2,21 +2,26 @@
 
 Liu, Li, Wu, Liu, Chen, Wu, Li, "AutoMix: Unveiling the Power of Mixup for Stronger Classifiers", ECCV 2022,
 arXiv:2103.13027, Sec. 3.2. A mixer sees a batch's features, a partner and a λ per row, and gives per pixel how much of
-the partner to show. `PairMixer` is what such mixers share: attention → `attend`, upsampling and sigmoid.
+the partner to show. `Mixer` is what AutoMix's mixer and those after it share: attention → `attend`, and upsampling;
+`PairMixer` what those of two images share: the sigmoid.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-__all__ = ["MixBlock", "PairMixer", "Upsample", "attend", "match_area", "outside_margin"]
+__all__ = ["Chance", "MixBlock", "Mixer", "PairMixer", "Upsample", "attend", "extreme", "match_area", "outside_margin"]
 
 Upsample = Literal["nearest", "bilinear"]
+
+Chance = Float[np.ndarray, " 2"] | None
+"""Two uniforms in [0, 1)."""
 
 _STD = 0.01
 """Standard deviation of a fresh mixer's weights in the authors' code: masks begin at ½."""
@@ -28,12 +33,16 @@ def attend(query: Float[Tensor, "r d h w"], key: Float[Tensor, "r d h w"]) -> Fl
     return torch.softmax(q.transpose(1, 2) @ k * q.shape[1] ** -0.5, -1)
 
 
+def extreme(lam: Float[Tensor, " r"], margin: float) -> Bool[Tensor, " r"]:
+    """Whether λ or 1-λ is at most `margin`."""
+    return torch.minimum(lam, 1 - lam) <= margin
+
+
 def outside_margin(
     mask: Float[Tensor, "r 1 h w"], lam: Float[Tensor, " #r"], margin: float
 ) -> Float[Tensor, "r 1 h w"]:
     """The mask, but the constant 1-λ (plain mixup) in rows whose λ or 1-λ is at most `margin`."""
-    lam = lam.view(-1, 1, 1, 1)
-    return torch.where(torch.minimum(lam, 1 - lam) <= margin, 1 - lam, mask)
+    return torch.where(extreme(lam, margin).view(-1, 1, 1, 1), 1 - lam.view(-1, 1, 1, 1), mask)
 
 
 def match_area(mask: Float[Tensor, "r 1 h w"], lam: Float[Tensor, " #r"]) -> Float[Tensor, "r 1 h w"]:
@@ -48,10 +57,11 @@ def match_area(mask: Float[Tensor, "r 1 h w"], lam: Float[Tensor, " #r"]) -> Flo
     return torch.where(area > other, less_of_partner, torch.where(area < other, less_of_own, mask))
 
 
-class PairMixer(nn.Module):
-    """A network that predicts from the features of two images the mask that mixes them.
+class Mixer(nn.Module):
+    """A network that predicts from the features of images which of them to show where.
 
-    A subclass says how features become queries, keys and values. Everything runs in fp32 with autocast off.
+    `read` looks at the features of a batch; what it gives serves any choice of partners, so that the batches of a step
+    share it. Everything runs in fp32 with autocast off.
 
     Args:
         upsample: how the attended map is enlarged to the images' size.
@@ -61,11 +71,80 @@ class PairMixer(nn.Module):
         super().__init__()
         self.upsample = upsample
 
+    def reset(self) -> None:
+        """Weights and offsets of all convolutions as those of a fresh mixer in the authors' code."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def projected(self, features: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b _ h w"], ...]:
+        """What the mixer makes of each row alone, from fp32 features."""
+        raise NotImplementedError
+
+    def read(self, features: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b _ h w"], ...]:
+        """What the mixer makes of each row alone, in fp32; `features` have any floating dtype."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.projected(features.float())
+
+    def attended(
+        self,
+        query: Float[Tensor, "r d h w"],
+        key: Float[Tensor, "r d h w"],
+        value: Float[Tensor, "r 1 h w"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "r 1 height width"]:
+        """The mean value that each position's attention finds, enlarged to height and width `size`."""
+        found = (attend(query, key) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
+        return F.interpolate(found, size, mode=self.upsample)
+
+
+class PairMixer(Mixer):
+    """A mixer of two images.
+
+    A subclass says how features become queries, keys and values.
+    """
+
+    def paired(
+        self,
+        read: tuple[Tensor, ...],
+        partner: Int[Tensor, " r"],
+        lam: Float[Tensor, "#r 1 1 1"],
+        chance: Chance = None,
+    ) -> tuple[Float[Tensor, "r d h w"], Float[Tensor, "r d h w"], Float[Tensor, "r 1 h w"]]:
+        """Queries, keys and values of each row and its partner, from what `read` gave; else as `mask`."""
+        raise NotImplementedError
+
     def maps(
         self, features: Float[Tensor, "r c h w"], partner: Int[Tensor, " r"], lam: Float[Tensor, "#r 1 1 1"]
     ) -> tuple[Float[Tensor, "r d h w"], Float[Tensor, "r d h w"], Float[Tensor, "r 1 h w"]]:
         """Queries, keys and values of each row and its partner, in fp32."""
-        raise NotImplementedError
+        return self.paired(self.read(features), partner, lam)
+
+    def mask(
+        self,
+        read: tuple[Tensor, ...],
+        partner: Int[Tensor, " r"],
+        lam: Float[Tensor, " #r"],
+        size: tuple[int, int],
+        chance: Chance = None,
+    ) -> Float[Tensor, "r 1 height width"]:
+        """How much of the partner each pixel shows, in (0, 1), fp32.
+
+        Args:
+            read: what `read` gave.
+            partner: row of each row's partner.
+            lam: share of the row itself; one each, or one for all.
+            size: height and width of the images.
+            chance: for what the mixer leaves to chance; None leaves nothing to it.
+        """
+        device = read[0].device
+        with torch.autocast(device.type, enabled=False):
+            lam = lam.to(device, torch.float32, non_blocking=True)
+            query, key, value = self.paired(read, partner, lam.view(-1, 1, 1, 1), chance)
+            # The sigmoid comes last: it does not commute with bilinear upsampling.
+            return torch.sigmoid(self.attended(query, key, value, size))
 
     def forward(
         self,
@@ -74,20 +153,8 @@ class PairMixer(nn.Module):
         lam: Float[Tensor, " #r"],
         size: tuple[int, int],
     ) -> Float[Tensor, "r 1 height width"]:
-        """How much of the partner each pixel shows, in (0, 1), fp32.
-
-        Args:
-            features: any floating dtype.
-            partner: row of each row's partner.
-            lam: share of the row itself; one each, or one for all.
-            size: height and width of the images.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            lam = lam.to(features.device, torch.float32, non_blocking=True)
-            query, key, value = self.maps(features.float(), partner, lam.view(-1, 1, 1, 1))
-            logits = (attend(query, key) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
-            # The sigmoid comes last: it does not commute with bilinear upsampling.
-            return torch.sigmoid(F.interpolate(logits, size, mode=self.upsample))
+        """`mask`, straight from the features."""
+        return self.mask(self.read(features), partner, lam, size)
 
 
 class MixBlock(PairMixer):
@@ -111,22 +178,28 @@ class MixBlock(PairMixer):
         self.lam_concat = lam_concat
         self.query = nn.Conv2d(channels + lam_concat, max(1, channels // reduction), 1)
         self.value = nn.Conv2d(channels + lam_concat, 1, 1)
-        for conv in (self.query, self.value):
-            nn.init.normal_(conv.weight, std=_STD)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # both have a bias
+        self.reset()
 
-    def maps(
-        self, features: Float[Tensor, "r c h w"], partner: Int[Tensor, " r"], lam: Float[Tensor, "#r 1 1 1"]
+    def projected(self, features: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b _ h w"], ...]:
+        return self._convolved(self.query, features), self._convolved(self.value, features)
+
+    def paired(
+        self,
+        read: tuple[Tensor, ...],
+        partner: Int[Tensor, " r"],
+        lam: Float[Tensor, "#r 1 1 1"],
+        chance: Chance = None,
     ) -> tuple[Float[Tensor, "r d h w"], Float[Tensor, "r d h w"], Float[Tensor, "r 1 h w"]]:
-        query, query_lam = self._convolved(self.query, features)
-        value, value_lam = self._convolved(self.value, features)
+        query, value = read
         key, value = query[partner], value[partner]
         if self.lam_concat:
-            query, key, value = query + lam * query_lam, key + (1 - lam) * query_lam, value + (1 - lam) * value_lam
+            of_query, of_value = (
+                conv.weight.float()[:, self.channels :].transpose(0, 1) for conv in (self.query, self.value)
+            )
+            query, key, value = query + lam * of_query, key + (1 - lam) * of_query, value + (1 - lam) * of_value
         return query, key, value
 
-    def _convolved(self, conv: nn.Conv2d, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolved features, and the weights of the channel that holds λ."""
-        weight = conv.weight.float()
+    def _convolved(self, conv: nn.Conv2d, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ h w"]:
+        """The convolved features, without the channel that holds λ."""
         bias = None if conv.bias is None else conv.bias.float()
-        return F.conv2d(features, weight[:, : self.channels], bias), weight[:, self.channels :].transpose(0, 1)
+        return F.conv2d(features, conv.weight.float()[:, : self.channels], bias)

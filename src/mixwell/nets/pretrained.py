@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from mixwell.core.rng import key_of, seeded
 from mixwell.nets.cnn_s import CNNS
 from mixwell.nets.factory import create_net
 from mixwell.nets.library import library
-from mixwell.probe import Outputs, Probe, Want
+from mixwell.probe import Anatomy, Edit, Outputs, Probe, Want
+from mixwell.probe.cam import class_activation
 
 __all__ = ["Pretrained", "train_classifier"]
 
@@ -40,18 +41,27 @@ class Pretrained(nn.Module):
         owner: the method that looks through it, for messages.
         size: pixels of both sides at which it sees images; None for timm's own, else for the images' own.
         epochs: passes of the small network's training.
+        own_classes: whether a run's network may tell other classes apart than the recipe's.
 
     Raises:
         ParameterError: a number is out of range.
     """
 
-    def __init__(self, teacher: str | None = None, *, owner: str, size: int | None = None, epochs: int = 5) -> None:
+    def __init__(
+        self,
+        teacher: str | None = None,
+        *,
+        owner: str,
+        size: int | None = None,
+        epochs: int = 5,
+        own_classes: bool = False,
+    ) -> None:
         super().__init__()
         if size is not None and size < 1:
             raise ParameterError(f"teacher_size must be a whole number ≥ 1, or none for its own, got {size!r}.")
         if epochs < 1:
             raise ParameterError(f"teacher_epochs must be a whole number ≥ 1, got {epochs!r}.")
-        self.teacher, self.owner, self.epochs = teacher, owner, epochs
+        self.teacher, self.owner, self.epochs, self.own_classes = teacher, owner, epochs, own_classes
         self._size = self._wanted_size = size
         self._net: tuple[nn.Module] | None = None  # in a tuple it is no submodule
         self._pixels: Pixels | None = None
@@ -81,16 +91,37 @@ class Pretrained(nn.Module):
         if self.teacher is None:
             settings = {"classes": workshop.num_classes, "epochs": self.epochs, "size": self._size}
             made = workshop.made("teacher", settings, lambda: self._trained(workshop))
-            small = _small(made["stem.0.weight"].shape[1], len(made["fc.bias"]))
-            small.load_state_dict(made)
-            self._take(small, made["stem.0.weight"].shape[1], None, self._size)
+            self.restore(made)
         elif (Path(self.teacher).expanduser() / "run.json").is_file():
             example = _first(workshop, "A teacher")
-            trained = _of_run(Path(self.teacher).expanduser(), example, _classes_of(workshop))
+            classes = None if self.own_classes else _classes_of(workshop)
+            trained = _of_run(Path(self.teacher).expanduser(), example, classes)
             self._take(trained, example.images.shape[1], None, self._size)
         else:
             self._take(*_of_timm(self.teacher, self._size))
         self.to(workshop.device)
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the small network that `prepare` trained elsewhere.
+
+        Args:
+            weights: what `weights` was there.
+        """
+        channels = weights["stem.0.weight"].shape[1]
+        net = _small(channels, len(weights["fc.bias"]))
+        net.load_state_dict(dict(weights))
+        self._take(net, channels, None, self._size)
+
+    @property
+    def small(self) -> bool:
+        """Whether it is the small network, or will be."""
+        return self.teacher is None and not self._own
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The network's parameters and buffers, on the CPU."""
+        assert self._net is not None, "only a network that is there has weights"
+        return {name: value.cpu() for name, value in self._net[0].state_dict().items()}
 
     def features(
         self, images: Float[Tensor, "b c h w"], pixels: Pixels | None = None, site: int | str = -1
@@ -114,7 +145,78 @@ class Pretrained(nn.Module):
         """What it says of the images, in fp32; arguments and errors as of `features`."""
         return self._outputs(images, pixels).logits.float()
 
-    def _outputs(self, images: Tensor, pixels: Pixels | None, *wants: Want) -> Outputs:
+    def activation(
+        self,
+        images: Float[Tensor, "b c h w"],
+        labels: Shaped[Tensor, "b ..."] | None = None,
+        pixels: Pixels | None = None,
+    ) -> tuple[Float[Tensor, "b d y x"], Float[Tensor, "b y x"]]:
+        """The last stage's map, and what each of its places adds to the logit of the row's class, both in fp32.
+
+        Args:
+            images, pixels: as of `features`, as are errors.
+            labels: class ids, or rows that weight the classes' maps; None for the classes that it takes them for.
+
+        Raises:
+            ModelError: the classifier does not take the last stage's channels, or the labels speak of other classes.
+        """
+        want = Want("features", -1)
+        outputs = self._outputs(images, pixels, want)
+        classes = outputs.logits.shape[1]
+        if labels is None:
+            labels = outputs.logits.argmax(1)
+        elif labels.is_floating_point() and labels.shape[1] != classes:
+            raise ModelError(
+                f"{self.owner} reads its teacher's maps of the images' classes, but the teacher tells {classes} apart, "
+                f"and labels have {labels.shape[1]}. Give a teacher of these classes."
+            )
+        assert self._probe is not None, "it has just been asked"
+        return outputs[want].float(), class_activation(self._probe.anatomy, outputs[want], labels, bias=False)
+
+    def class_maps(
+        self, images: Float[Tensor, "b c h w"], pixels: Pixels | None = None
+    ) -> Float[Tensor, "b classes y x"]:
+        """What it would say if its last stage saw nothing but one place, for each place; arguments as of `features`.
+
+        All that comes after the last stage is applied to every place alone; in transformers a patch's token takes the
+        place of the class token too. Where the places are averaged and classified by a linear layer, the mean over all
+        places is `logits`.
+
+        Raises:
+            ModelError: what comes after the last stage needs more than one place.
+        """
+        grid = [0, 0]
+
+        def alone(hidden: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            grid[:] = hidden.shape[2:]
+            each = hidden.permute(0, 2, 3, 1).reshape(-1, hidden.shape[1], 1, 1)
+            return each, None if prefix is None else each.flatten(1)[:, None].expand(-1, prefix.shape[1], -1)
+
+        try:
+            logits = self._outputs(images, pixels, edit=alone).logits.float()
+        except RuntimeError as error:
+            raise ModelError(
+                f"{self.owner}'s teacher cannot classify single places of its last stage: {error}. Take one that "
+                "averages them, such as 'resnet50'."
+            ) from error
+        return logits.view(len(images), *grid, -1).permute(0, 3, 1, 2)
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a network yet."""
+        return self._net is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the network's weights and of what it takes images for."""
+        assert self._net is not None, "only a network that is there has weights"
+        digest = hashlib.blake2b(repr((self._pixels, self._size)).encode(), digest_size=10)
+        for name, value in self._net[0].state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _outputs(self, images: Tensor, pixels: Pixels | None, *wants: Want, edit: Edit | None = None) -> Outputs:
         if self._net is None:
             raise MixwellError(
                 f"{self.owner} looks at images through a teacher network, and there is none yet. Call "
@@ -125,7 +227,8 @@ class Pretrained(nn.Module):
             shown = self._shown(images, pixels)
             if self._probe is None:
                 self._probe = Probe(self._net[0], shown)
-            return self._probe.run(shown, wants=wants)
+            edits = {} if edit is None else {self._probe.anatomy.site(-1).name: edit}
+            return self._probe.run(shown, wants=wants, edits=edits)
 
     def _shown(self, images: Tensor, pixels: Pixels | None) -> Tensor:
         """The images as the network takes them."""
@@ -239,8 +342,8 @@ def _classes_of(workshop: Workshop) -> int:
     return labels[0].shape[1] if labels[0].is_floating_point() else 1 + max(int(ids.max()) for ids in labels)
 
 
-def _of_run(folder: Path, example: Batch, classes: int) -> nn.Module:
-    """The trained network of a finished run."""
+def _of_run(folder: Path, example: Batch, classes: int | None) -> nn.Module:
+    """The trained network of a finished run, of so many classes or, for None, of its own."""
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
     file = folder / "weights.safetensors"
     if run.get("status") != "finished" or not file.is_file():
@@ -250,12 +353,18 @@ def _of_run(folder: Path, example: Batch, classes: int) -> nn.Module:
     stored, config = file.read_bytes(), run["config"]
     if hashlib.blake2b(stored, digest_size=16).hexdigest() != run["files"][file.name]:
         raise ModelError(f"teacher: {file} is damaged: its checksum is not that of run.json. Restore it from a copy.")
+    weights = library("safetensors.torch").load(stored)
     _, channels, height, width = example.images.shape
-    net = create_net(
-        config["model"], classes, channels=channels, size=max(height, width), **config.get("model_options", {})
-    )
+
+    def net_of(classes: int) -> nn.Module:
+        size = max(height, width)
+        return create_net(config["model"], classes, channels=channels, size=size, **config.get("model_options", {}))
+
+    if classes is None:
+        classes = len(weights[f"{Anatomy(net_of(2)).classifier}.weight"])
+    net = net_of(classes)
     try:
-        net.load_state_dict(library("safetensors.torch").load(stored))
+        net.load_state_dict(weights)
     except RuntimeError as error:
         raise ModelError(
             f"teacher: the {config['model']} of {folder} does not fit images ({channels}, {height}, {width}) of "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixwell.core.clock import Clock
 from mixwell.probe import Anatomy, Probe, Want
 from mixwell.probe.anatomy import unwrapped
-from mixwell.probe.trace import untouched
+from mixwell.probe.trace import behave_like, untouched
 
 __all__ = ["Teacher", "ema_update", "momentum_at", "second_head"]
 
@@ -98,15 +98,19 @@ class Teacher(nn.Module):
         """The stage's map, from a whole pass without gradient, so that all running statistics follow."""
         return self._probe.run(images, wants=[self._features])[self._features]
 
+    @torch.no_grad()
+    def look(self, images: Float[Tensor, "b ..."]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b classes"]]:
+        """`features`, and what the second classifier says in the same pass."""
+        outputs = self._probe.run(images, wants=[self._features], head=self.head)
+        return outputs[self._features], outputs.logits
+
     def logits(self, images: Float[Tensor, "b ..."]) -> Float[Tensor, "b classes"]:
         """What the second classifier says; differentiable in the images."""
         return self._probe.run(images, head=self.head).logits
 
     def behave_like(self, net: nn.Module) -> None:
         """Put each module into the mode of its original: an evaluation may have come between, layers may be frozen."""
-        for module, original in zip(self.net.modules(), net.modules(), strict=True):
-            if module.training != original.training:
-                module.training = original.training
+        behave_like(self.net, net)
 
     def follow(self, net: nn.Module, head: nn.Module, momentum: float) -> None:
         """Move all parameters towards those of the network (wrappers are looked through) and its second classifier.

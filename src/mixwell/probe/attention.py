@@ -16,7 +16,16 @@ from torch.utils.hooks import RemovableHandle
 
 from mixwell.core.errors import ModelError
 
-__all__ = ["Heads", "attention_rows", "class_row", "is_attention", "is_windowed", "received", "watch_heads"]
+__all__ = [
+    "Heads",
+    "attention_rows",
+    "class_row",
+    "is_attention",
+    "is_positioned",
+    "is_windowed",
+    "received",
+    "watch_heads",
+]
 
 
 def attention_rows(
@@ -69,6 +78,11 @@ class Heads:
 def is_attention(module: nn.Module) -> bool:
     """Whether the module is a self-attention whose queries and keys can be read."""
     return _joint(module) or _separate(module) or _positioned(module) or _torch(module)
+
+
+def is_positioned(module: nn.Module) -> bool:
+    """Whether the attention knows the places of its tokens, so that it can be given no more of them."""
+    return _positioned(module) and not (_joint(module) or _separate(module))
 
 
 def is_windowed(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -115,6 +115,7 @@ class _Pass:
     seen: dict[Want, Tensor] = field(default_factory=dict)
     here: tuple[int, Callable[[Tensor, Tensor | None], Tensor]] | None = None
     given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
 
 
 class Probe:
@@ -348,6 +349,8 @@ class Probe:
 
     def _enter(self, block: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         tokens: Tensor = args[0]
+        if self._pass is not None:
+            self._pass.tokens[block] = tokens.shape[1]
         for act in () if self._pass is None else self._pass.acts.get(block, ()):
             changed = act.enter(tokens, partial(self._attention_of, block, tokens))
             tokens = tokens if changed is None else changed
@@ -372,9 +375,12 @@ class Probe:
 
     def _see_attention(self, want: Want, heads: Heads) -> None:
         if self._pass is not None and want in self._pass.wants:
+            own = self._pass.tokens.get(self.anatomy.block_number(cast(int, want.site)))  # an act may have given more
             prefix = self.anatomy.prefix
-            one = want.kind == "class_attention"
-            self._pass.seen[want] = class_row(heads.rows(0, 1), prefix) if one else received(heads.rows(prefix), prefix)
+            if want.kind == "class_attention":
+                self._pass.seen[want] = class_row(heads.rows(0, 1)[..., :own], prefix)
+            else:
+                self._pass.seen[want] = received(heads.rows(prefix, own)[..., :own], prefix)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixwell.core.batch import Batch
-from mixwell.core.errors import ModelError
 from mixwell.probe.anatomy import Anatomy
+from mixwell.probe.cam import class_activation
 from mixwell.probe.capture import Edit, Outputs, Probe, Want
 from mixwell.probe.trace import untouched
 
@@ -74,23 +73,7 @@ class Views:
         Raises:
             ModelError: the classifier does not take the last stage's channels.
         """
-        maps, name = self.features(-1).float(), self.probe.anatomy.classifier
-        head = cast(nn.Linear, self.probe.anatomy.modules[name])
-        weight, bias = head.weight.detach().float(), head.bias
-        if weight.shape[1] != maps.shape[1]:
-            raise ModelError(
-                f"Class activation maps need a classifier of the last stage's {maps.shape[1]} channels, but {name!r} "
-                f"takes {weight.shape[1]}. Take a network that pools its last stage and classifies that, such as "
-                "'resnet18', or another saliency."
-            )
-        labels, offset = self.batch.labels, torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().float()
-        if labels.is_floating_point():
-            with torch.autocast(maps.device.type, enabled=False):
-                chosen, shift = labels.float() @ weight, labels.float() @ offset
-        else:
-            chosen, shift = weight[labels.long()], offset[labels.long()]
-        with torch.autocast(maps.device.type, enabled=False):
-            return torch.einsum("bc,bchw->bhw", chosen, maps.relu()) + shift[:, None, None]
+        return class_activation(self.probe.anatomy, self.features(-1), self.batch.labels)
 
     def __getitem__(self, want: Want) -> Tensor:
         if self._outputs is None or want not in self._outputs.seen:

@@ -37,8 +37,8 @@ class TrainConfig:
     held_out: float | None = None
     """Share of the training images that are kept from training, for recipes that look at such images; 0.1 for those if
     not given, else 0."""
-    augment: Literal["crop-flip"] | None = None
-    """Augmentation of the training images before they are mixed."""
+    augment: Literal["crop-flip", "rrc-flip"] | None = None
+    """Augmentation of the training images before they are mixed: shifted crops, or resized ones, and mirror images."""
     model: str = "cnn-s"
     """Network: cnn-s, vit-s, preact-resnet18, wrn-28-10, or any name of timm or torchvision."""
     model_options: dict[str, int | float | bool | str] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class TrainConfig:
             number_in("mix_until", self.mix_until, 0)
         if self.ema is not None and not 0 < number_in("ema", self.ema, 0, 1) < 1:
             raise ParameterError(f"ema must be a decay in (0, 1), such as 0.999, got {self.ema!r}.")
-        _one_of("augment", self.augment, (None, "crop-flip"))
+        _one_of("augment", self.augment, (None, "crop-flip", "rrc-flip"))
         _one_of("precision", self.precision, ("no", "fp16", "bf16"))
         _one_of("tracker", self.tracker, (None, "tensorboard", "wandb"))
         for epoch in self.decay_milestones:

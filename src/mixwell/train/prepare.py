@@ -10,6 +10,8 @@ from mixwell.core.artefacts import Progress
 from mixwell.core.axes import Piece
 from mixwell.core.recipe import Recipe
 from mixwell.data import DataSet, Loader
+from mixwell.data.items import exposed_labels, size_of
+from mixwell.data.split import unaugmented
 
 __all__ = ["needs_preparing", "prepare"]
 
@@ -33,7 +35,8 @@ def prepare(
     """Make or load what the recipe needs, of the training images as `data` augments them.
 
     What is made depends on the images and on the recipe's parameters, not on seeds, ranks or batch sizes. It is kept
-    under the data's name, number of images and a digest of some of them.
+    under the data's name, number of images and a digest of some of them and of their labels. What is kept of every
+    single image is made of it without augmentation; sets of one's own that augment by themselves are read as they are.
 
     Args:
         recipe: before it is bound.
@@ -45,6 +48,16 @@ def prepare(
     if not needs_preparing(recipe):
         return
     loader = Loader(data.train, _ROWS, pixels=data.pixels, workers=workers)
-    digest = hashlib.blake2b(next(loader.epoch(0)).images.numpy().tobytes(), digest_size=10).hexdigest()
-    rows = len(data.train)  # type: ignore[arg-type]
-    recipe.prepare(lambda: loader.epoch(0), f"{data.name}, {rows} images, {digest}", device=device, progress=progress)
+    stored = Loader(unaugmented(data.train), _ROWS, pixels=data.pixels, workers=workers, shuffle=False)
+    digest = hashlib.blake2b(next(loader.epoch(0)).images.numpy().tobytes(), digest_size=10)
+    if (labels := exposed_labels(data.train)) is not None:
+        digest.update(labels.numpy().tobytes())  # tells another order of the same images
+    rows = size_of(data.train, "train")
+    recipe.prepare(
+        lambda: loader.epoch(0),
+        f"{data.name}, {rows} images, {digest.hexdigest()}",
+        device=device,
+        progress=progress,
+        unaugmented=lambda: stored.epoch(0),
+        rows=rows,
+    )

@@ -13,6 +13,8 @@ __all__ = ["Reporter"]
 
 _SECONDS = 0.25
 """Between two looks at the running means; each waits for the device."""
+_MINUTE = 60.0
+"""Between two lines about what is being made, where there is no bar."""
 
 
 class Reporter:
@@ -27,19 +29,30 @@ class Reporter:
         self.console = Console(stderr=True, quiet=not shown, highlight=False)
         self._epochs, self._steps = epochs, steps
         self._progress: Progress | None = None
+        self._making: str | None = None
 
     def making(self, what: str, done: int, total: int) -> None:
-        """Something that the training needs is being made; `close` ends the bar."""
-        if self.console.quiet or not self.console.is_terminal:
-            if done == 0:
+        """Something that the training needs is being made, and how long that will take; `close` ends the bar."""
+        if self.console.quiet:
+            return
+        now = time.monotonic()
+        if what != self._making:
+            self._making, self._made, self._made_at, self._noted = what, done, now, now
+            if not self.console.is_terminal:
                 self.note(f"Making the {what}, once for these images.")
+        left = (now - self._made_at) / max(1, done - self._made) * (total - done)
+        told = f"{_span(left)} left" if done > self._made else ""
+        if not self.console.is_terminal:
+            if now - self._noted >= _MINUTE:
+                self._noted = now
+                self.note(f"{what}: {done} of {total}, {told}")
             return
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._progress = Progress(*columns, console=self.console)
+            texts = [TextColumn(column) for column in ("{task.description}", "{task.fields[left]}")]
+            self._progress = Progress(texts[0], BarColumn(), MofNCompleteColumn(), texts[1], console=self.console)
             self._progress.start()
-            self._task = self._progress.add_task("")
-        self._progress.update(self._task, description=f"making the {what}", completed=done, total=total)
+            self._task = self._progress.add_task("", left="")
+        self._progress.update(self._task, description=f"making the {what}", completed=done, total=total, left=told)
 
     def start(self, done: int) -> None:
         """The training begins, or goes on after `done` steps."""

@@ -25,9 +25,14 @@ _GAP = 4
 
 
 def renders(recipe: Recipe) -> bool:
-    """Whether networks that learn or render make its mixes, so that one wants to look at them."""
+    """Whether networks that learn or render make its mixes, so that one wants to look at them.
+
+    Not where hidden maps are mixed, which are no pictures; sites are known once the recipe is bound.
+    """
     blends = [option.blend for option in recipe.policies if option.blend is not None]
-    return any(not blend.exact or any(p.requires_grad for p in blend.parameters()) for blend in blends)
+    return not recipe.sites and any(
+        not blend.exact or any(p.requires_grad for p in blend.parameters()) for blend in blends
+    )
 
 
 @torch.no_grad()

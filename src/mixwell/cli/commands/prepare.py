@@ -35,7 +35,7 @@ class Prepare:
     """Options of the data set, such as size=28 channels=1."""
     root: Path | None = None
     """Folder of the data; $MIXWELL_DATA or ~/.cache/mixwell if not given."""
-    augment: Literal["crop-flip"] | None = None
+    augment: Literal["crop-flip", "rrc-flip"] | None = None
     """Augmentation of the training images."""
     workers: int = 0
     """Processes that read images; sets that lie in memory need none."""

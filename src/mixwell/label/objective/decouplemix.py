@@ -126,6 +126,9 @@ class DecoupledBinary(Criterion):
         wanted = self.wanted(targets, logits.shape[1])
         return F.binary_cross_entropy_with_logits(logits.float(), wanted.float(), reduction="none").sum(1)
 
+    def probabilities(self, logits: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+
 
 @method("decouplemix", section="2.1", paper="2203.10761", venue="NeurIPS 2023", gate="")
 def decouplemix(

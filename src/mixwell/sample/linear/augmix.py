@@ -177,9 +177,7 @@ class JensenShannon(Term):
 
     def value(self, step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
         rows = jensen_shannon((step.outputs.logits, *step.outputs.others))
-        valid = step.mix.valid
-        mean = rows.mean() if valid is None else torch.where(valid, rows, 0).sum() / valid.sum().clamp_min(1)
-        return self.weight * mean
+        return self.weight * step.mix.mean(rows)
 
 
 @method("augmix", section="1.1", paper="1912.02781", venue="ICLR 2020")

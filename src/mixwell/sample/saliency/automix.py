@@ -7,8 +7,8 @@ A MixBlock (one cross-attention between two feature maps) predicts a mask per pa
 the mixup loss of a frozen moving average k of the classifier q; q is trained on another, whose masks carry no gradient,
 and on the clean batch. Labels follow the drawn λ, not the area. The two kinds of batches have a classifier each.
 Equations: mask → `mixwell.nets.mixblock.MixBlock`; (1-m)·x_i + m·x_j → `blend_by`; L_λ → `area_loss`; mixup loss of k →
-`MixerLoss`; θ_k and m(t) → `mixwell.nets.teacher`. Evaluation and export use k with its clean classifier
-(`Recipe.predictor`).
+`MixerLoss`; θ_k and m(t) → `mixwell.nets.teacher`; what it shares with other learned mixers → `mixwell.nets.taught`.
+Evaluation and export use k with its clean classifier (`Recipe.predictor`).
 
 Paper and code: the authors' code draws both λ once per batch (`per="batch"`; L_λ then takes the area of the whole
 batch, else that of each image). Its `mask_adjust` scales the classifier's masks to the mixer's λ (`rule="code"`); what
@@ -28,12 +28,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.random import Generator
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixwell.core.axes import Blend, Criterion, Label, Need, Per, Scene, Step, Term, per_of
+from mixwell.core.axes import Criterion, Need, Per, Scene, Step, Term, per_of
 from mixwell.core.clock import Clock
 from mixwell.core.errors import ParameterError, number_in
 from mixwell.core.mix import Mix, Partners
@@ -41,17 +40,14 @@ from mixwell.core.plain import OF_A_PAIR, Beta
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.nets.mixblock import MixBlock, PairMixer, Upsample, match_area, outside_margin
-from mixwell.nets.teacher import Teacher, momentum_at, second_head
-from mixwell.probe import Anatomy
+from mixwell.nets.taught import DrawnShares, Lesson, TaughtBlend, TaughtMix, masks_for
 
 __all__ = [
     "CleanLoss",
-    "DrawnShares",
-    "Lesson",
     "LessonDraws",
     "MixBlockBlend",
     "MixerLoss",
-    "TaughtMix",
+    "PairLesson",
     "area_loss",
     "blend_by",
     "gamma_at",
@@ -94,65 +90,45 @@ class LessonDraws(NamedTuple):
         lam: (B,) or (1,), Beta(α, α).
         adjust: (B,) or (1,) uniform; a mask is adjusted if it is below `mask_adjust`.
         judged: uniform; the teacher judges the mixer if it is at most `mixer_prob`.
+        chance: (2, 2) uniforms, for what the mixer leaves to chance in its own batch and in the classifier's.
     """
 
     partner: np.ndarray
     lam: np.ndarray
     adjust: np.ndarray
     judged: float
+    chance: np.ndarray = np.zeros((2, 2))
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """The mixed batch that the mixer learns from.
+class PairLesson(Lesson):
+    """A lesson of pairs.
 
     Attributes:
-        images: (B, C, H, W), with a graph to the mixer.
-        mask: (B, 1, H, W) how much of the partner each pixel shows, likewise.
+        mask: (B, 1, H, W) how much of the partner each pixel shows, with a graph to the mixer.
         lam: (B,) or (1,) drawn λ, on the images' device.
-        targets: the labels, by the drawn λ.
-        judge: images → logits of the teacher's mixed classifier; None in steps where it does not judge.
     """
 
-    images: Float[Tensor, "b c h w"]
     mask: Float[Tensor, "b 1 h w"]
     lam: Float[Tensor, " #b"]
-    targets: Targets
-    judge: Callable[[Tensor], Tensor] | None
 
 
-@dataclass(eq=False)
-class TaughtMix(Mix):
-    """A mix by a mixer that is being trained.
-
-    Attributes:
-        lesson: what the mixer learns from in this step.
-    """
-
-    lesson: Lesson | None = None
-
-
-class MixBlockBlend(Blend):
+class MixBlockBlend(TaughtBlend):
     """Show what a learned mixer chooses of each pair.
-
-    Owns the mixer, a classifier for mixed images and the teacher, which exist once it is built.
 
     Args:
         alpha: λ ~ Beta(α, α) of the mixer's own batch.
         mixer: channels of the features → mixer.
-        stage: number or name of the stage whose features the mixer sees; None for the last but one (of a ViT: the
-            block at half depth).
         lam_margin: classifier's pairs with λ or 1-λ up to this are mixed linearly.
         mask_adjust: probability of scaling a classifier's mask to the area 1-λ.
         rule: adjust to the classifier's λ ("paper") or the mixer's ("code").
         mixer_prob: share of the steps in which the teacher judges the mixer.
-        momentum, final_momentum, hold: of the teacher, see `momentum_at`.
         per: one λ and coin per "sample", or one per "batch".
+        stage, momentum, final_momentum, hold: see `TaughtBlend`.
     """
 
     gives = OF_A_PAIR | {Need.MASKS}
-    network = True
-    hidden = False
+    mixer: PairMixer
 
     def __init__(
         self,
@@ -169,35 +145,22 @@ class MixBlockBlend(Blend):
         hold: float = 0.1,
         per: Per = "sample",
     ) -> None:
-        super().__init__()
+        super().__init__(mixer, stage, momentum, final_momentum, hold)
         self.alpha = number_in("alpha", alpha, 0, open_low=True)
-        self.make_mixer = mixer
-        self.stage = stage
         self.lam_margin = number_in("lam_margin", lam_margin, 0, 0.5)
         self.mask_adjust = number_in("mask_adjust", mask_adjust, 0, 1)
         self.rule = rule
         self.mixer_prob = number_in("mixer_prob", mixer_prob, 0, 1)
-        self.momentum = number_in("momentum", momentum, 0, 1)
-        self.final_momentum = number_in("final_momentum", final_momentum, self.momentum, 1)
-        self.hold = number_in("hold", hold, 0, 1)
         self.per = per_of(per)
-        self.mixer: PairMixer
-        self.mixed_head: nn.Linear | None = None
-        self.teacher: Teacher | None = None
-
-    def mixed_classifier(self) -> nn.Module | None:
-        """The second head, which `build` made."""
-        return self.mixed_head
-
-    def build(self, anatomy: Anatomy, num_classes: int | None) -> None:
-        self.mixed_head = second_head(anatomy)
-        self.teacher = Teacher(anatomy, self.mixed_head, self.stage)
-        self.mixer = self.make_mixer(self.teacher.channels).to(self.mixed_head.weight.device)
 
     def draw(self, rows: int, rng: Generator) -> LessonDraws:
         count = 1 if self.per == "batch" else rows
         return LessonDraws(
-            rng.permutation(rows), rng.beta(self.alpha, self.alpha, count), rng.random(count), float(rng.random())
+            partner=rng.permutation(rows),
+            lam=rng.beta(self.alpha, self.alpha, count),
+            adjust=rng.random(count),
+            judged=float(rng.random()),
+            chance=rng.random((2, 2)),
         )
 
     def mix(
@@ -208,14 +171,13 @@ class MixBlockBlend(Blend):
         draws: LessonDraws,
         scene: Scene,
     ) -> Mix:
-        teacher = self._teacher()
-        if scene.views is not None:
-            teacher.behave_like(scene.views.probe.net)
-        features, size = teacher.features(images), (images.shape[2], images.shape[3])
-        lesson = self._lesson(images, features, draws, partners.pool)
+        teacher = self.teacher_in(scene)
+        read, size = self.mixer.read(teacher.features(images)), (images.shape[2], images.shape[3])
+        judge = teacher.logits if draws.judged <= self.mixer_prob else None
+        lesson = self._lesson(images, read, draws, partners.pool, judge)
         with torch.no_grad():
             share = lam.to(images.device, torch.float32, non_blocking=True)
-            mask = self.mixer(features, partners.index[:, 0], share, size)
+            mask = self.mixer.mask(read, partners.index[:, 0], share, size, draws.chance[1])
             if self.mask_adjust:
                 chosen = torch.from_numpy(draws.adjust < self.mask_adjust).to(images.device, non_blocking=True)
                 adjusted = match_area(mask, share if self.rule == "paper" else lesson.lam)
@@ -224,51 +186,32 @@ class MixBlockBlend(Blend):
             area = 1 - mask.mean((1, 2, 3))
 
         def apply(x: Tensor) -> Tensor:
-            same = x.shape[-2:] == mask.shape[-2:]
-            return blend_by(mask if same else F.interpolate(mask, x.shape[-2:], mode="area"), x, partners.of(x))
+            return blend_by(masks_for(mask, x), x, partners.of(x))
 
         def masks(mix: Mix) -> Tensor:
             return torch.cat((1 - mask, mask), 1)
 
+        shares = partners.shares(lam)
         return TaughtMix.of_pair(
-            apply(images), partners, area, apply, lam=lam, area=area, make_masks=masks, lesson=lesson
+            apply(images), partners, area, apply, lam=lam, area=area, make_masks=masks, shares=shares, lesson=lesson
         )
 
-    def after_step(self, net: nn.Module, clock: Clock) -> None:
-        if self.teacher is not None and self.mixed_head is not None:
-            self.teacher.follow(net, self.mixed_head, momentum_at(clock, self.momentum, self.final_momentum, self.hold))
-
-    def predictor(self, model: nn.Module) -> nn.Module | None:
-        """The teacher with its clean classifier."""
-        return None if self.teacher is None else self.teacher.net
-
-    def _lesson(self, images: Tensor, features: Tensor, draws: LessonDraws, pool: Tensor) -> Lesson:
+    def _lesson(
+        self,
+        images: Tensor,
+        read: tuple[Tensor, ...],
+        draws: LessonDraws,
+        pool: Tensor,
+        judge: Callable[[Tensor], Tensor] | None,
+    ) -> PairLesson:
         """Mix the batch a second time, by other draws and with a graph to the mixer."""
         index = torch.from_numpy(draws.partner).to(images.device, non_blocking=True)
         partners = Partners.at(index[:, None], pool)
         lam = torch.from_numpy(draws.lam).to(images.device, torch.float32, non_blocking=True)
-        mask = self.mixer(features, index, lam, (images.shape[2], images.shape[3]))
+        mask = self.mixer.mask(read, index, lam, (images.shape[2], images.shape[3]), draws.chance[0])
         shares = torch.stack((lam, 1 - lam), 1).expand(len(images), 2)
-        judge = self._teacher().logits if draws.judged <= self.mixer_prob else None
-        return Lesson(
-            blend_by(mask, images, partners.of(images)), mask, lam, Targets(pool, partners.sources, shares), judge
-        )
-
-    def _teacher(self) -> Teacher:
-        assert self.teacher is not None, "a recipe binds before it mixes"
-        return self.teacher
-
-
-class DrawnShares(Label):
-    """Label shares by the drawn λ, whatever area was realised."""
-
-    needs = frozenset({Need.PAIR, Need.OWN_ROW})
-
-    def targets(self, step: Step) -> Targets:
-        lam = step.mix.lam
-        assert lam is not None, "a blend of a pair by λ kept none"
-        shares = torch.stack((lam, 1 - lam), 1).to(step.mix.weights, non_blocking=True)
-        return step.mix.targets(shares.expand_as(step.mix.weights))
+        targets = Targets(pool, partners.sources, shares)
+        return PairLesson(blend_by(mask, images, partners.of(images)), targets, judge, mask, lam)
 
 
 class CleanLoss(Term):
@@ -301,15 +244,23 @@ class MixerLoss(Term):
         self.schedule = schedule
         self.epsilon = number_in("epsilon", epsilon, 0, 1)
 
+    def about_mask(self, lesson: PairLesson) -> Float[Tensor, ""]:
+        """What γ weights."""
+        return area_loss(lesson.mask, lesson.lam, self.epsilon)
+
+    def about_logits(self, logits: Float[Tensor, "b c"], targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
+        """The loss of what the teacher says."""
+        loss: Tensor = criterion(logits, targets)
+        return loss
+
     def value(self, step: Step, targets: Targets, criterion: Criterion) -> Float[Tensor, ""]:
         assert isinstance(step.mix, TaughtMix), "only a learned mix has something to learn from"
         lesson = step.mix.lesson
-        assert lesson is not None, "a learned mix was made without a lesson"
-        gamma = gamma_at(step.scene.clock, self.gamma, self.schedule)
-        loss: Tensor = gamma * area_loss(lesson.mask, lesson.lam, self.epsilon)
+        assert isinstance(lesson, PairLesson), "a learned mix of pairs was made without a lesson"
+        loss = gamma_at(step.scene.clock, self.gamma, self.schedule) * self.about_mask(lesson)
         if lesson.judge is not None:
             wanted = replace(lesson.targets, num_classes=targets.num_classes)
-            loss = criterion(lesson.judge(lesson.images), wanted) + loss
+            loss = self.about_logits(lesson.judge(lesson.images), wanted, criterion) + loss
         return loss
 
 

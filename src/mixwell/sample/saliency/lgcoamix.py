@@ -371,10 +371,11 @@ class SuperpixelShares(Label):
         return AttendedTargets(mix.pool, mix.sources, weights, attended=found)
 
     def looked_at(self, step: Step, targets: Targets) -> Float[Tensor, "r h w"]:
-        """The weight of each pixel's superpixel."""
+        """The weight of each pixel's superpixel, from 0 at the least of an image."""
         found, regions = _attended(step, targets)[0], cast(PastedSuperpixels, step.mix).regions
         assert regions is not None, "a mix by superpixels was made without them"
-        return found.weights.gather(1, regions.flatten(1)).view(regions.shape)
+        weights = found.weights.gather(1, regions.flatten(1))
+        return (weights - weights.amin(1, keepdim=True)).view(regions.shape)
 
     def attend(
         self, features: Float[Tensor, "r d h w"], regions: Int64[Tensor, "r h w"], count: int, most: int
