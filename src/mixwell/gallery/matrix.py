@@ -16,7 +16,7 @@ __all__ = ["matrix"]
 _PAPER, _INK = "#FFFFFF", "#24292F"
 _ACCEPTED, _BOTH_DECIDE, _CANNOT_ACT = "#009E73", "#E3E7EB", "#E69F00"
 """Colours that the colour-blind tell apart, and of different lightness."""
-_CELL, _GAP, _PAD, _FONT = 15, 3, 8, 13
+_CELL, _GAP, _PAD, _FONT = 15, 3, 8, 14
 """Pixels: a cell with its border, what is free between sections, around the picture, and the size of letters."""
 
 
