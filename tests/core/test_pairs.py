@@ -54,3 +54,9 @@ def test_the_error_survives_pickling():
         mixwell.create("mixup + cutmix", 10)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.slot) == (str(caught.value), "blend")
+
+
+def test_recipes_made_afterwards_share_nothing():
+    pairs(SOME)
+    first, second = (mixwell.create("cutmix + transmix", 10) for _ in range(2))
+    assert not set(first.modules()) & set(second.modules())

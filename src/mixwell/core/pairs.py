@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from mixwell.core.algebra import Call, Sum
-from mixwell.core.compose import compose
+from mixwell.core.compose import compose, shared_pieces
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import method_of, methods
 
@@ -46,7 +46,9 @@ def pairs(slugs: Iterable[str] | None = None, *, of: Collection[str] = ()) -> di
     for slug in (*known, *of):
         method_of(slug)
     wanted = frozenset(of)
-    return {pair: _verdict(*pair) for pair in permutations(known, 2) if not wanted or not wanted.isdisjoint(pair)}
+    found = [pair for pair in permutations(known, 2) if not wanted or not wanted.isdisjoint(pair)]
+    with shared_pieces():
+        return {pair: _verdict(*pair) for pair in found}
 
 
 def _verdict(*slugs: str) -> Verdict:
