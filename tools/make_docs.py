@@ -47,6 +47,7 @@ PICTURED = {
     "token_labeling": "teacher_epochs=100",
     "tokenmix": "teacher_epochs=100",
     "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+    "transformmix": "teacher_epochs=100, epochs=300, lr=0.003",
     "tokenmixup": "inputs=none",
 }
 """Settings under which four photographs show what usual batches do."""
