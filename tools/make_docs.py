@@ -42,6 +42,7 @@ MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
 PICTURED = {
+    "amr": "update_g_every=1",
     "attentive_cutmix": "teacher_epochs=100",
     "comixup": "beta=0.16",
     "token_labeling": "teacher_epochs=100",
