@@ -1,6 +1,6 @@
-"""Write what the registry knows: docs/methods, docs/index.md, the README's table of methods, and all pictures.
+"""Write what the registry knows: docs/methods, docs/index.md, docs/pairs.md, the README's table, and all pictures.
 
-    python tools/make_docs.py                    texts, and pictures that are missing
+    python tools/make_docs.py                    texts, and pictures that are missing or out of date
     python tools/make_docs.py --pictures all     the same with every picture drawn anew
     python tools/make_docs.py --pictures none    texts only
 
@@ -10,24 +10,29 @@ Pictures need scikit-image, for its photographs: pip install "mixwell[all]".
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import json
 import re
-import runpy
 import shlex
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 import mixwell
 from mixwell.cli.page import Page, parameter_docs
 from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot, Statistics
 from mixwell.core.compose import LOSS_SLOTS
-from mixwell.gallery import sheet
+from mixwell.core.pairs import Verdict, pairs
+from mixwell.gallery import matrix, sheet
 from mixwell.nets import create_net
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,11 +42,13 @@ MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
 PICTURED = {
+    "amr": "update_g_every=1",
     "attentive_cutmix": "teacher_epochs=100",
     "comixup": "beta=0.16",
     "token_labeling": "teacher_epochs=100",
     "tokenmix": "teacher_epochs=100",
     "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
+    "transformmix": "teacher_epochs=100, epochs=300, lr=0.003",
     "tokenmixup": "inputs=none",
 }
 """Settings under which four photographs show what usual batches do."""
@@ -55,6 +62,8 @@ CROPS = {
     "rocket": ("rocket", (130, 20, 520, 410)),
 }
 """Name, scikit-image's function, and the square that is shown."""
+NOTE = "verdicts"
+"""The matrix's note of what it was drawn of."""
 MARKS = "<!-- methods: written by tools/make_docs.py -->", "<!-- /methods -->"
 
 
@@ -67,8 +76,10 @@ def texts() -> dict[Path, str]:
     found = {DOCS / "methods" / f"{page.slug}.md": method_page(page) for page in pages}
     found[DOCS / "index.md"] = (
         "# Methods\n\nOne page per method, by section of the survey. A recipe adds methods up, such as "
-        f"`cutmix + decouplemix`; see the [README](../README.md).\n\n{table(pages, 'methods/')}\n"
+        "`cutmix + decouplemix`; see the [README](../README.md), and [which methods go together](pairs.md).\n\n"
+        f"{table(pages, 'methods/')}\n"
     )
+    found[DOCS / "pairs.md"] = pairs_page(verdicts())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, start, rest = readme.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
@@ -89,6 +100,44 @@ def table(pages: list[Page], folder: str) -> str:
             for page in members
         ]
     return "\n".join(rows)
+
+
+@cache
+def verdicts() -> Mapping[tuple[str, str], Verdict]:
+    """What becomes of every pair of methods."""
+    return pairs()
+
+
+def pairs_page(found: Mapping[tuple[str, str], Verdict]) -> str:
+    """Which methods go together: the picture, what its colours mean, and the partners of each method."""
+    slugs = mixwell.methods()
+    accepted = sum(verdict.accepted for verdict in found.values())
+    slots = Counter(verdict.slot for verdict in found.values() if verdict.slot)
+    unable = len(found) - accepted - slots.total()
+    decided = ", ".join(f"{slot} {count:,}" for slot, count in slots.most_common())
+    rows = ["| method | goes with | |", "|---|---|---|"]
+    for slug in slugs:
+        partners = [other for other in slugs if other != slug and found[slug, other].accepted]
+        rows.append(f"| [`{slug}`](methods/{slug}.md) | {len(partners)} | {', '.join(partners)} |")
+    parts = [
+        "# Which methods go together",
+        f"{accepted:,} of the {len(found):,} recipes of two methods, `A + B`, are accepted, and each of these trains. "
+        "The others are refused with the reason. Which method comes first never decides that; it only decides whose "
+        "suggestions are taken where both have one.",
+        "![A matrix of all methods, with a coloured cell for every pair](pictures/pairs.png)",
+        "Rows are first methods, columns second ones; sections of the survey stand apart.",
+        f"- **green**: they go together ({accepted:,}).\n"
+        f"- **grey**: both decide the same, and a recipe has one of each ({slots.total():,}: {decided}). "
+        "`0.5*A | 0.5*B` switches between them.\n"
+        f"- **orange**: one of them could not act beside the other ({unable:,}); it needs something that the mixes do "
+        "not have. The message says what would work.",
+        "A third method can bring what two of them miss: `augmix + decouplemix` mixes no images, and `augmix + mixup + "
+        "decouplemix` does. What a recipe needs of the network is checked when it is bound to one.",
+        "`mixwell list --pairs` prints the matrix, `mixwell list --pairs METHOD` one method's partners and why the "
+        "others are none, and `--json` makes data of both.",
+        "\n".join(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def method_page(page: Page) -> str:
@@ -121,10 +170,8 @@ def method_page(page: Page) -> str:
         parts += ["## Needs", needs]
     if differences:
         parts += ["## Paper and code", prose(differences)]
-    replay = ROOT / "tests" / "conformance" / f"{page.slug}.py"
-    if replay.is_file():
-        source = " ".join(runpy.run_path(str(replay))["SOURCE"].split())
-        parts += ["## Conformance", f"Compared by `mixwell conformance` with: {source.rstrip('.')}."]
+    if page.conformance is not None:
+        parts += ["## Conformance", f"Compared by `mixwell conformance` with: {page.conformance.rstrip('.')}."]
     cited = prose(citation).replace(page.reference, linked(page))
     parts += ["## Citation", f"{cited} Section {page.section} of the survey."]
     return "\n\n".join(parts) + "\n"
@@ -148,10 +195,12 @@ def needs_pixels(text: str) -> bool:
     """Whether the recipe looks at raw pixels; it says so when it misses them."""
     recipe = mixwell.create(text, 4)
     net, images = create_net("vit-s" if recipe.needs_tokens else "cnn-s", 4), torch.rand(4, 3, 32, 32)
-    labels = torch.arange(4)
+    batch = mixwell.Batch(images, torch.arange(4))
     try:
-        recipe.prepare(lambda: [mixwell.Batch(images, labels)], "random numbers for the documentation")
-        next(recipe.bind(net, images).turns(net, images, labels))
+        recipe.prepare(lambda: [batch], "random numbers for the documentation")
+        recipe.use_data(train=lambda: [batch], held_out=lambda: [batch]).bind(net, images)
+        recipe.before_epoch(net)
+        next(recipe.turns(net, batch))
     except mixwell.BatchError as error:
         if "raw pixels" not in str(error):
             raise
@@ -293,8 +342,13 @@ def draw(which: str) -> None:
     folder = DOCS / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {folder / f"{slug}.png": slug for slug in mixwell.methods() if pictured(slug)}
-    for path in set(folder.glob("*.png")) - {*wanted, folder / "mixes.png"}:
+    table_of_pairs = folder / "pairs.png"
+    for path in set(folder.glob("*.png")) - {*wanted, folder / "mixes.png", table_of_pairs}:
         path.unlink()
+    if which == "all" or not shows(table_of_pairs, verdicts()):
+        note = PngInfo()
+        note.add_text(NOTE, digest(verdicts()))
+        save(matrix(mixwell.methods(), verdicts()).quantize(64), table_of_pairs, note)
     images, names = photographs()
     seed = telling_seed(images)
     for path, slug in wanted.items():
@@ -307,8 +361,22 @@ def draw(which: str) -> None:
         save(sheet(MIXES, images, names, seed=seed, across=True, columns=3), mixes)
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    picture.save(path, optimize=True)
+def digest(found: Mapping[tuple[str, str], Verdict]) -> str:
+    """A text that differs between verdicts that look different in the matrix."""
+    shown = [(*pair, verdict.accepted, bool(verdict.slot)) for pair, verdict in found.items()]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def shows(path: Path, found: Mapping[tuple[str, str], Verdict]) -> bool:
+    """Whether a matrix was drawn of these verdicts, which it notes: letters differ between machines."""
+    if not path.is_file():
+        return False
+    with Image.open(path) as picture:
+        return picture.info.get(NOTE) == digest(found)
+
+
+def save(picture: Image.Image, path: Path, note: PngInfo | None = None) -> None:
+    picture.save(path, optimize=True, pnginfo=note)
     print(f"drew {path.relative_to(ROOT)}")
 
 

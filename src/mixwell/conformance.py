@@ -17,6 +17,7 @@ answers what follows from them.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 import traceback
@@ -55,6 +56,7 @@ __all__ = [
     "no_worse",
     "one_turn",
     "render",
+    "source_of",
 ]
 
 Array = NDArray[Any]
@@ -413,6 +415,20 @@ def find_checkout() -> Path:
         f"No golden files: expected tests/golden and tests/conformance in {here}, above it, or beside the package. The "
         "installed package does not hold them. Run this in a source checkout of mixwell, or give both folders."
     )
+
+
+def source_of(slug: str) -> str | None:
+    """What the method's outputs are compared with, as its replay declares; None without a replay or a checkout."""
+    try:
+        replay = find_checkout() / "tests" / "conformance" / f"{slug}.py"
+    except DataError:
+        return None
+    if not replay.is_file():
+        return None
+    for node in ast.parse(replay.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SOURCE":
+            return " ".join(str(ast.literal_eval(node.value)).split())
+    return None
 
 
 def conformance(golden: Path | None = None, replays: Path | None = None) -> list[Report]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from rich.cells import cell_len
 
 import mixwell
 from mixwell.cli.page import parameter_docs
@@ -17,7 +18,7 @@ def words(text: str) -> str:
 def test_the_page_of_every_method(run, slug):
     found = run("show", slug)
     assert (found.code, found.err) == (0, "")
-    assert max(map(len, found.out.splitlines()), default=0) <= 80
+    assert max((cell_len(line.rstrip()) for line in found.out.splitlines()), default=0) <= 80
     entry = mixwell.method_of(slug)
     text = words(found.out)
     assert text.startswith(words(entry.doc.partition("\n")[0]))

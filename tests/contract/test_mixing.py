@@ -214,11 +214,11 @@ def test_an_index_map_shows_which_row_is_where(act, slug, which):
     policy = act(slug, which)
     mix = policy.mix(pictures(7))
     shown = mix.apply(row_numbers(7, (24, 40)))[:, 0]
-    rows, whole = mix.sources.float(), torch.ones(7, 24, 40)
+    rows, whole = mix.sources.float(), torch.ones_like(shown)
     if not policy.blend.exact:  # images may be moved, and beyond their borders is nothing
-        whole = mix.apply(whole[:, None])[:, 0]
+        whole = mix.apply(torch.ones(7, 1, 24, 40))[:, 0]
     if Need.MASKS in policy.blend.gives:
-        masks = mix.masks.expand(7, -1, *shown.shape[1:])
+        masks = mix.masks.expand(len(shown), -1, *shown.shape[1:])
         torch.testing.assert_close(shown, whole * torch.einsum("rkhw,rk->rhw", masks, rows))
     low, high = rows.min(1).values[:, None, None] * whole, rows.max(1).values[:, None, None] * whole
     assert ((shown >= low - 1e-5) & (shown <= high + 1e-5)).all()

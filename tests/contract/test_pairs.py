@@ -1,7 +1,10 @@
-"""Every ordered pair of methods trains one step, or is refused for a reason that the methods themselves declare."""
+"""Recipes of two and three methods train one step, or are refused for a reason that the methods themselves declare."""
 
+import random
 import re
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from itertools import permutations
 
 import pytest
@@ -10,16 +13,44 @@ from torch import nn
 
 import mixwell
 from mixwell.core.axes import Blend, Need, Piece, Slot
+from mixwell.core.pairs import Verdict, pairs
 
 CLASSES = 7
 PIXELS = mixwell.Pixels((0.5,), (0.25,))
+TRIPLES = {False: {"accepted": 40, "refused": 20}, True: {"accepted": 400, "refused": 200}}
+"""How many recipes of three methods are drawn, and with --all; there are far too many to try each."""
 
 RESIZED = {"stackmix": "stackmix(resize=true)"}
 """How methods that change the images' size are used with a network of a fixed one."""
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "triple" in metafunc.fixturenames:
+        config = metafunc.config
+        drawn = triples(config.option.matrix_seed, TRIPLES[config.option.all])
+        metafunc.parametrize("triple", drawn, ids="+".join)
+
+
+def triples(seed: int, wanted: dict[str, int]) -> list[tuple[str, ...]]:
+    """Different ordered triples of methods, as many of either verdict as wanted."""
+    source, slugs, left = random.Random(f"{seed}/triples"), mixwell.methods(), Counter(wanted)
+    found: dict[tuple[str, ...], None] = {}
+    while left.total():
+        triple = tuple(source.sample(slugs, 3))
+        verdict = "refused" if refusal(triple) else "accepted"
+        if triple not in found and left[verdict]:
+            found[triple] = None
+            left[verdict] -= 1
+    return list(found)
+
+
+@cache
+def declared(slug: str) -> mixwell.Pieces:
+    return mixwell.method_of(slug).build()
+
+
 def pieces_of(slugs: tuple[str, ...]) -> list[tuple[str, mixwell.Pieces]]:
-    return [(slug, mixwell.method_of(slug).build()) for slug in slugs]
+    return [(slug, declared(slug)) for slug in slugs]
 
 
 def spelled_out(slugs: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -65,10 +96,12 @@ def refusal(slugs: tuple[str, ...]) -> str:
 def refusal_of_option(slugs: tuple[str, ...]) -> str:
     parts = pieces_of(slugs)
     essential = [(slug, piece) for slug, found in parts for piece in found.essential]
-    exclusive = [piece.slot for _, piece in essential if piece.slot is not Slot.TERM]
-    for slot in set(exclusive):
-        if exclusive.count(slot) > 1:
-            return f"two answers for {slot}"
+    taken: set[Slot] = set()
+    for _, piece in essential:
+        if piece.slot in taken:
+            return f"two answers for {piece.slot}"
+        if piece.slot is not Slot.TERM:
+            taken.add(piece.slot)
     met = frozenset().union(*(getattr(piece, "gives", ()) for _, piece in essential if piece.slot is Slot.SELF))
     borrowed = any(getattr(piece, "borrows", False) for _, piece in essential)
     broken = frozenset().union(*(piece.breaks for _, piece in essential if piece.slot is Slot.LABEL))
@@ -106,18 +139,17 @@ def train(recipe: mixwell.Recipe, net: nn.Module, images: torch.Tensor) -> None:
     recipe.after_step(net)
 
 
-@pytest.mark.matrix(keep=150)
-@pytest.mark.parametrize("pair", list(permutations(mixwell.methods(), 2)), ids="+".join)
-def test_pair_trains_or_is_refused(pair: tuple[str, str], cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]):
-    text = " + ".join(pair)
-    expected = refusal(pair)
+def check(slugs: tuple[str, ...], cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]) -> None:
+    """See that the sum of the methods trains one step, or is refused as it must be."""
+    text = " + ".join(slugs)
+    expected = refusal(slugs)
     if expected:
         with pytest.raises(mixwell.IncompatibleRecipe) as caught:
             mixwell.create(text, num_classes=CLASSES)
-        assert any(slug in str(caught.value) for slug in pair), expected
+        assert any(slug in str(caught.value) for slug in slugs), expected
         return
     images = torch.randn(6, 3, 32, 32)
-    fixed = " + ".join(RESIZED.get(slug, slug) for slug in pair)
+    fixed = " + ".join(RESIZED.get(slug, slug) for slug in slugs)
     train(mixwell.create(fixed, num_classes=CLASSES, pixels=PIXELS), vit(CLASSES), images)
     recipe = mixwell.create(text, num_classes=CLASSES, pixels=PIXELS)
     if recipe.needs_tokens:
@@ -127,11 +159,58 @@ def test_pair_trains_or_is_refused(pair: tuple[str, str], cnn: Callable[..., nn.
     train(recipe, cnn(CLASSES), images)
 
 
-def test_refusals_exist_on_both_sides():
-    """The matrix must hold pairs of both kinds, or the test above proves nothing."""
-    pairs = list(permutations(mixwell.methods(), 2))
-    refused = [pair for pair in pairs if refusal(pair)]
-    assert 0 < len(refused) < len(pairs)
+@pytest.mark.matrix(keep=150)
+@pytest.mark.parametrize("pair", list(permutations(mixwell.methods(), 2)), ids="+".join)
+def test_pair_trains_or_is_refused(pair: tuple[str, str], cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]):
+    check(pair, cnn, vit)
+
+
+def test_triple_trains_or_is_refused(
+    triple: tuple[str, ...], cnn: Callable[..., nn.Module], vit: Callable[..., nn.Module]
+):
+    check(triple, cnn, vit)
+
+
+def test_triples_are_drawn_by_the_seed():
+    wanted = {"accepted": 4, "refused": 3}
+    drawn = triples(1, wanted)
+    assert drawn == triples(1, wanted) != triples(2, wanted)
+    assert len(set(drawn)) == 7
+    assert [bool(refusal(triple)) for triple in drawn].count(True) == 3
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[tuple[str, str], Verdict]:
+    return pairs()
+
+
+def test_every_verdict_is_the_one_that_the_methods_declare(verdicts):
+    """Of all pairs, also those that the sample above leaves out."""
+    assert list(verdicts) == list(permutations(mixwell.methods(), 2))
+    for pair, verdict in verdicts.items():
+        expected = refusal(pair)
+        assert verdict.accepted == (expected == ""), f"{pair}: {expected}, but {verdict.reason}"
+        slot = expected.removeprefix("two answers for ")
+        assert verdict.slot == ("" if slot == expected else slot), pair
+        assert verdict.accepted or any(slug in verdict.reason for slug in pair), verdict.reason
+
+
+def test_the_order_never_decides_whether_methods_go_together(verdicts):
+    for (first, second), verdict in verdicts.items():
+        assert verdict.accepted == verdicts[second, first].accepted, (first, second)
+
+
+def test_the_whole_survey_composes(verdicts):
+    """Once every method of the survey is there, at least 1,800 of the 4,160 pairs go together."""
+    if len(mixwell.methods()) != 65:
+        pytest.skip(f"{len(mixwell.methods())} of the survey's 65 methods are registered")
+    assert sum(verdict.accepted for verdict in verdicts.values()) >= 1800
+
+
+def test_refusals_exist_on_both_sides(verdicts):
+    """The matrix must hold pairs of both kinds, or the tests above prove nothing."""
+    refused = {pair for pair, verdict in verdicts.items() if not verdict.accepted}
+    assert 0 < len(refused) < len(verdicts)
     assert ("mixup", "cutmix") in refused
     assert ("mixup", "transmix") in refused
     assert ("cutmix", "transmix") not in refused

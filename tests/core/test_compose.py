@@ -339,3 +339,10 @@ def test_slots_of_the_loss_are_one_axis():
     assert {slot.axis for slot in (Slot.CRITERION, Slot.TERM, Slot.WRAPPER)} == {"loss"}
     assert Slot.PLACE.axis == "place"
     assert {Need.PAIR, Need.SIMPLEX} <= OF_A_PAIR
+
+
+@pytest.mark.parametrize("text", ["cutmix + random_mix", "random_mix + aug_rmix_at"])
+def test_a_refusal_says_which_recipes_come_with_methods(text):
+    """The message is about pieces of a recipe that the text does not show."""
+    with pytest.raises(mixwell.IncompatibleRecipe, match=r"both decide the blend.* random_mix comes with 0.5\*mixup"):
+        mixwell.create(text)

@@ -52,7 +52,10 @@ def test_what_is_refused_is_refused(blocks_of):
         mixwell.create(text, 10)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/pictures/README.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/pairs.md", "docs/pictures/README.md"],
+)
 def test_links_lead_somewhere(root, name):
     text = (root / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]

@@ -148,6 +148,8 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
         empty.of(batch)
     with pytest.raises(mixwell.BatchError, match=r"must be \(3, 2, k, h, w\).*got \(3, 4, 8, 8\)"):
         empty.of(mixwell.Batch(batch.images, batch.labels, extras={"label_map": batch.images}))
+    with pytest.raises(mixwell.BatchError, match=r"crop'\] must be \(3, 5\): top, left.*got \(3, 4\)"):
+        empty.of(mixwell.Batch(batch.images, batch.labels, extras={"crop": torch.rand(3, 4)}))
     maps = annotator()
     maps.prepare(workshop(batches_of(), tmp_path))
     with pytest.raises(mixwell.BatchError, match="made of 10 images, got index 12"):

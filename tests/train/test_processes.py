@@ -1,4 +1,4 @@
-"""Two processes: different mixes, equal weights, with and without parameters that the recipe owns."""
+"""Two processes: different mixes, equal weights, also of what the recipe owns and of further players."""
 
 import os
 import subprocess
@@ -35,7 +35,8 @@ seen, last, stop = [], {}, None
 
 def spy(self, *args):
     turn = forward(self, *args)
-    seen.append(turn.targets.weights.clone())
+    if turn.group == "main":
+        seen.append(turn.targets.weights.detach().clone())
     last.update({f"recipe.{n}": p.detach().clone() for n, p in self.recipe.named_parameters()})
     last["model"] = self.model
     return turn
@@ -50,6 +51,7 @@ common = dict(data="digits", data_options={"size": 16, "channels": 1}, epochs=2,
 recipes = {
     "plain": "cutmix",
     "owned": "0.5*none | 0.5*(mixup + owned_head)",
+    "players": "0.4*amr(update_g_every=3) | 0.3*camixup | 0.3*metamixup",
     "hidden": "0.4*(patchup(prob=1.0) + mixstyle(prob=1.0)) | 0.3*gradsalmix(prob=1.0) | 0.3*(cutmix + moex)",
 }
 for name, recipe in recipes.items():
@@ -74,6 +76,9 @@ torch.distributed.destroy_process_group()
 """
 
 
+RUNS = ["plain", "owned", "players", "hidden"]
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes ended with, by the name of the run."""
@@ -96,7 +101,7 @@ def ranks(tmp_path_factory):
     return read
 
 
-@pytest.mark.parametrize("name", ["plain", "owned", "hidden"])
+@pytest.mark.parametrize("name", RUNS)
 def test_two_processes_mix_differently_and_keep_equal_weights(ranks, name):
     one, two = ranks(name)
     assert len(one["mixes"]) == len(two["mixes"]) == 14
@@ -109,6 +114,14 @@ def test_two_processes_mix_differently_and_keep_equal_weights(ranks, name):
         assert torch.equal(tensor, stored[key]), key
 
 
+def test_players_keep_equal_weights_and_each_moves(ranks):
+    """An auto-encoder that is stepped in every third step, a critic in each, both with optimisers of their own."""
+    one, two = ranks("players")
+    assert any("critic" in key for key in one["recipe"])
+    for key, tensor in one["recipe"].items():
+        assert torch.equal(tensor, two["recipe"][key]), key
+
+
 def test_an_owned_head_is_trained_alike_though_half_of_the_batches_do_not_use_it(ranks):
     one, two = ranks("owned")
     assert one["recipe"]
@@ -118,7 +131,7 @@ def test_an_owned_head_is_trained_alike_though_half_of_the_batches_do_not_use_it
     assert [a.shape for a in one["mixes"]] == [b.shape for b in two["mixes"]]
 
 
-@pytest.mark.parametrize("name", ["plain", "owned", "hidden"])
+@pytest.mark.parametrize("name", RUNS)
 def test_two_processes_resume_to_the_same_bits(ranks, name):
     whole, resumed = ranks(name)[1], ranks(f"{name}-resumed")[1]
     assert len(resumed["mixes"]) < len(whole["mixes"])

@@ -8,7 +8,10 @@ from mixwell import Recipe
 from mixwell.core.errors import ParameterError
 from mixwell.train import train
 
-LOOKING = ["metamixup", "genlabel(density=kde)", "genlabel(covariance=shared)", "adamixup"]
+LOOKING = [
+    *("metamixup", "camixup", "genlabel(density=kde)", "genlabel(covariance=shared)", "adamixup"),
+    *("amr(update_g_every=3)", "automix_barycenter", "samix(stage=1)", "adautomix(stage=1)"),
+]
 
 
 @pytest.mark.parametrize("recipe", LOOKING)

@@ -8,10 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mixwell.core.axes import Piece, Slot
+from mixwell.conformance import source_of
+from mixwell.core.algebra import Call
+from mixwell.core.axes import Need, Piece, SelfBlend, Slot
+from mixwell.core.compose import compose
+from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Method
 
-__all__ = ["Page", "needs_of", "parameter_docs", "settings_of"]
+__all__ = ["Page", "cost_of", "needs_of", "parameter_docs", "settings_of"]
 
 _NAMES = r"\w+(?:, \w+)*"
 
@@ -35,6 +39,8 @@ class Page:
         beside: the recipe that comes with it, or None.
         axes: the questions that it decides; "recipe" if the recipe that comes with it decides them all.
         needs: what its essential pieces ask of the blend and of the network.
+        cost: what its recipe declares to take besides one training pass over the mix, see `cost_of`.
+        conformance: what its outputs are compared with; None without a checkout, which holds the replays.
     """
 
     slug: str
@@ -52,6 +58,8 @@ class Page:
     beside: str | None
     axes: tuple[str, ...]
     needs: tuple[str, ...]
+    cost: tuple[str, ...]
+    conformance: str | None
 
     @classmethod
     def of(cls, entry: Method) -> Page:
@@ -75,6 +83,8 @@ class Page:
             beside=None if pieces.beside is None else str(pieces.beside),
             axes=tuple(dict.fromkeys(piece.slot.axis for piece in _in_order(essential))) or ("recipe",),
             needs=tuple(needs_of(essential)),
+            cost=tuple(cost_of(_of_its_recipe(entry.slug) or essential)),
+            conformance=source_of(entry.slug),
         )
 
 
@@ -86,6 +96,31 @@ def needs_of(pieces: Iterable[Piece]) -> list[str]:
         looks = {want.kind for want in (*piece.wants(), *piece.views())}
         found |= looks or ({"network"} if piece.network else set())
     return sorted(name.replace("_", " ") for name in found)
+
+
+def cost_of(pieces: Iterable[Piece]) -> list[str]:
+    """What pieces declare that a training takes besides one pass over the mix, in short words.
+
+    What a piece runs by itself (an attack, a look ahead) or asks for where a step happens to mix is not declared.
+    """
+    outer = list(pieces)
+    inner = [part for piece in outer for part in piece.modules() if isinstance(part, Piece)]
+
+    def does(name: str) -> bool:
+        return any(getattr(type(piece), name) is not getattr(Piece, name) for piece in inner)
+
+    looks = {want.kind for piece in outer for want in piece.views()}
+    found = {
+        "preparation": does("prepare"),
+        "several views": any(isinstance(piece, SelfBlend) and Need.VIEWS in piece.gives for piece in outer),
+        "evaluation pass": bool(looks),
+        "input gradient": "gradient" in looks,
+        "clean training pass": any(piece.clean for piece in outer),
+        "held-out images": any(piece.held_out for piece in outer),
+        "pass before each epoch": does("before_epoch"),
+        "further optimisers": does("players"),
+    }
+    return [words for words, applies in found.items() if applies]
 
 
 def settings_of(piece: Piece) -> str:
@@ -104,6 +139,14 @@ def parameter_docs(entry: Method) -> dict[str, str]:
     text = (inspect.getdoc(entry.build) or "").partition("Args:")[2]
     found = re.findall(rf"^({_NAMES}): (.*(?:\n(?!{_NAMES}: ).*\S.*)*)", text, re.MULTILINE)
     return {name: " ".join(words.split()) for names, words in found for name in names.split(", ")}
+
+
+def _of_its_recipe(slug: str) -> list[Piece]:
+    """All pieces of the method's own recipe; none if it is no recipe without a sample policy."""
+    try:
+        return [piece for option in compose(Call(slug)) for piece in option.chosen.all()]
+    except IncompatibleRecipe:
+        return []
 
 
 def _in_order(pieces: Iterable[Piece]) -> list[Piece]:

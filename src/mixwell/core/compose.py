@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -11,10 +13,11 @@ from mixwell.core.axes import Blend, Label, LossWrapper, Need, Pairing, Piece, P
 from mixwell.core.errors import IncompatibleRecipe
 from mixwell.core.registry import Pieces, method_of
 
-__all__ = ["LOSS_SLOTS", "Chosen", "Option", "compose"]
+__all__ = ["LOSS_SLOTS", "Chosen", "Option", "compose", "shared_pieces"]
 
 LOSS_SLOTS = frozenset({Slot.CRITERION, Slot.TERM, Slot.WRAPPER})
 _WITHOUT_MIXING = LOSS_SLOTS | {Slot.SELF, Slot.STATISTICS}
+_SHARED: ContextVar[dict[Call, Pieces] | None] = ContextVar("pieces that recipes share", default=None)
 _PLAIN = frozenset({Need.SIMPLEX, Need.OWN_ROW})
 """What labels have that nothing mixed, for criteria; other parts of the loss that need it are about mixes."""
 
@@ -54,6 +57,16 @@ class _Part:
         return self.call.slug
 
 
+@contextmanager
+def shared_pieces() -> Iterator[None]:
+    """While it lasts, methods are built once: for looking at many recipes of which none is used."""
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
 def compose(node: Node) -> list[Option]:
     """The options of a recipe with their probabilities; one option if nothing is switched.
 
@@ -66,7 +79,19 @@ def compose(node: Node) -> list[Option]:
         return [
             Option(weight * inner.weight, inner.chosen) for weight, option in node.options for inner in compose(option)
         ]
-    return _summed(list(_spelled_out(node)))
+    try:
+        return _summed(list(_spelled_out(node)))
+    except IncompatibleRecipe as error:
+        if not (brought := _brought(node)):
+            raise
+        raise IncompatibleRecipe(f"{error} {brought}", error.slot) from None
+
+
+def _brought(node: Node) -> str:
+    """Which recipes come with the methods of a sum, since messages name what is in them."""
+    calls = [term for term in (node.terms if isinstance(node, Sum) else (node,)) if isinstance(term, Call)]
+    beside = {call.slug: _part(call).pieces.beside for call in calls}
+    return " ".join(f"{slug} comes with {recipe}." for slug, recipe in beside.items() if recipe is not None)
 
 
 def _summed(terms: list[Node]) -> list[Option]:
@@ -96,7 +121,14 @@ def _spelled_out(node: Node) -> Iterator[Node]:
 def _part(call: Call) -> _Part:
     entry = method_of(call.slug)
     given = dict(call.given)
-    return _Part(call, entry.build(**given), bool(entry.gate) and entry.gate in given)
+    shared = _SHARED.get()
+    if shared is None:
+        pieces = entry.build(**given)
+    elif (known := shared.get(call)) is not None:
+        pieces = known
+    else:
+        pieces = shared[call] = entry.build(**given)
+    return _Part(call, pieces, bool(entry.gate) and entry.gate in given)
 
 
 def _gated(parts: list[_Part]) -> list[Option]:
@@ -202,7 +234,8 @@ def _take_essential(chosen: Chosen, piece: Piece, slug: str) -> None:
         raise IncompatibleRecipe(
             f"{other} and {slug} both decide the {piece.slot.value} ({type(chosen.pieces[piece.slot]).__name__}, "
             f"{type(piece).__name__}), and a recipe has one. Take one of them, or switch per batch: "
-            f"'0.5*{other} | 0.5*{slug}'."
+            f"'0.5*{other} | 0.5*{slug}'.",
+            piece.slot.value,
         )
     chosen.pieces[piece.slot] = piece
 

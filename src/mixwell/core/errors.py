@@ -36,7 +36,15 @@ class DataError(MixwellError, ValueError):
 
 
 class IncompatibleRecipe(MixwellError, ValueError):
-    """Pieces that cannot act together; the message names them, gives the reason and what would work."""
+    """Pieces that cannot act together; the message names them, gives the reason and what would work.
+
+    Attributes:
+        slot: what two methods both decide, such as "blend"; "" where something else is the reason.
+    """
+
+    def __init__(self, message: str, slot: str = "") -> None:
+        super().__init__(message)
+        self.slot = slot
 
 
 class ModelError(MixwellError, ValueError):

@@ -143,7 +143,7 @@ class Loader:
         )
         return iter(loader)
 
-    def _from_memory(self, dataset: InMemory, rows: Sequence[Int64[np.ndarray, " b"]], epoch: int) -> Iterator[Batch]:
+    def _from_memory(self, dataset: InMemory, rows: Sequence[Int64[np.ndarray, " _"]], epoch: int) -> Iterator[Batch]:
         draws = dataset.augmentation(self.seed, epoch)
         for index in rows:
             images, labels, extras = dataset.rows(index, draws)

@@ -29,6 +29,8 @@ __all__ = ["Shown", "act", "fitted_net", "needs_network"]
 
 _STEPS = 40
 """Steps that a small network is fitted to the pictures; it then tells them apart."""
+_RENDERING = 400
+"""Steps that networks which render images are trained on the pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +154,10 @@ def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
     for group in recipe.parameter_groups(net):
         groups.setdefault(group["turn"], []).append({"params": group["params"]})
     optimisers = {turn: torch.optim.AdamW(parts, lr=2e-3) for turn, parts in groups.items()}
-    for step in range(1, _STEPS + 1):
-        clock = Clock(step, total=_STEPS + 1)
+    renders = any(policy.blend is not None and not policy.blend.exact for policy in recipe.policies)
+    steps = _RENDERING if renders else _STEPS
+    for step in range(1, steps + 1):
+        clock = Clock(step, total=steps + 1)
         for turn in recipe.turns(net, others, clock=clock):
             optimisers[turn.group].zero_grad()
             torch.autograd.backward(turn.loss)

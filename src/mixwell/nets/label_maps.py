@@ -2,7 +2,9 @@
 
 They are made once, of the images without augmentation, and kept as the highest scores at each place: fp16 scores, and
 class ids in the smallest integers that hold them. A batch shows crops of its images; the maps that it is given are
-those of the whole images, with the crops that say what of them is shown.
+those of the whole images, with the crops that say what of them is shown. A data set of one's own that augments by
+itself must say where its images lie (the extra "crop", see `mixwell.data.crops`) or bring maps of what it shows (the
+extra "label_map"): nobody else knows.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Annotator(nn.Module):
             MixwellError: an image of the data set did not come.
         """
         self.teacher.prepare(workshop)
-        self.num_classes = workshop.num_classes
+        self.num_classes, self._maps = workshop.num_classes, None
         first = next(iter(workshop.originals()), None)
         if first is None or first.index is None:
             return
@@ -80,9 +82,14 @@ class Annotator(nn.Module):
 
         Raises:
             MixwellError: there is neither a map nor a teacher.
-            BatchError: maps of another shape, or an index beyond the images of which maps were made.
+            BatchError: maps or crops of another shape, or an index beyond the images of which maps were made.
         """
         crops = batch.extras.get("crop")
+        if crops is not None and crops.shape != (len(batch), 5):
+            raise BatchError(
+                f"{self.owner}: extras['crop'] must be ({len(batch)}, 5): top, left, height and width as shares of the "
+                f"image, and whether it is mirrored; got {tuple(crops.shape)}."
+            )
         if (own := batch.extras.get("label_map")) is not None:
             if own.ndim != 5 or own.shape[:2] != (len(batch), 2):
                 raise BatchError(
@@ -97,7 +104,8 @@ class Annotator(nn.Module):
                     f"{self.owner}: label maps were made of {len(scores)} images, got index {int(batch.index.max())}. "
                     "Prepare the recipe on the data that it is trained on."
                 )
-            return Annotation(scores[batch.index].float(), classes[batch.index].long(), crops)
+            index, device = batch.index.to(scores.device), batch.images.device
+            return Annotation(scores[index].to(device).float(), classes[index].to(device).long(), crops)
         if not self.teacher.there:
             raise MixwellError(
                 f"{self.owner} needs label maps, and has none. Call recipe.prepare(batches, data) before training, "

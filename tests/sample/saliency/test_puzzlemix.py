@@ -25,6 +25,7 @@ from mixwell.sample.saliency.puzzlemix import (
     label_costs,
     moving_side,
     pixel_saliency,
+    shown_of,
     transport_plan,
 )
 
@@ -378,3 +379,33 @@ def test_unknown_normalisation_is_refused(cnn):
 def test_parameters_out_of_range(text, message):
     with pytest.raises(ParameterError, match=message):
         mixwell.create(f"puzzlemix({text})", 7)
+
+
+def test_what_is_seen_of_a_source_is_where_its_blocks_came_from():
+    """The block that goes to a shown place counts where it lay; a block that is seen nowhere does not."""
+    shares = torch.zeros(1, 4, 8)
+    shares[0, :2, :2] = 1.0  # the first of 2 × 4 places is shown, and the last by half
+    shares[0, 2:, 6:] = 0.5
+    plan = torch.tensor([[[6, 1, 2, 3], [4, 5, 0, -1]]])
+    seen = shown_of(shares, plan)
+    expected = torch.zeros(1, 4, 8)
+    expected[0, 2:, 4:6] = 1.0
+    expected[0, 2:, 6:] = 0.5
+    assert torch.equal(seen, expected)
+    stays = torch.arange(8).view(1, 2, 4)
+    assert torch.equal(shown_of(shares, stays), shares)
+
+
+@pytest.mark.parametrize("transport", ["iterative", "none"])
+def test_origins_follow_the_transport(transport, cnn):
+    text = f"puzzlemix(transport={transport}, beta=0.0, t_eps=0.01, block_nums=(4,))"
+    images = torch.rand(4, 3, 32, 32) * torch.rand(4, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    option = mixwell.create(text, 7, pixels=Pixels((0.0,), (1.0,))).options[0]
+    batch = Batch(images, torch.arange(4), Pixels((0.0,), (1.0,)))
+    views = mixwell.Views(mixwell.Probe(cnn()), batch, option.view_wants)
+    mix = option.mix(images, Scene(batch, option.draw(4, Streams(0), 0), views))
+    assert option.blend.aligned == (transport == "none")
+    assert mix.origins.shape == mix.masks.shape
+    assert torch.equal(mix.origins, mix.masks) == (transport == "none")
+    assert (mix.origins >= 0).all()
+    assert (mix.origins <= 1).all()

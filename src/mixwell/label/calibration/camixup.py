@@ -84,9 +84,8 @@ class Reverse(Pairing):
     """Image i is mixed with image N-1-i; the middle one of an odd batch with itself."""
 
     def partners(self, draws: None, scene: Scene) -> Partners:
-        last = len(scene.batch) - 1
-        own = torch.arange(last + 1, device=scene.batch.images.device)
-        return Partners.at((last - own)[:, None], scene.batch.labels)
+        own = np.arange(len(scene.batch))
+        return Partners(onto(np.stack((own, own[::-1])).T, scene.batch.images), scene.batch.labels)
 
 
 class ClassAdjusted(Ratio):

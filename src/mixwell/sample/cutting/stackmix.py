@@ -84,7 +84,7 @@ class Stack(Blend):
 
         def apply(x: Tensor) -> Tensor:
             mixed = first.apply(x)
-            return both(mixed, mixed.index_select(0, other))
+            return both(mixed, partners.of(mixed))
 
         def masks(mix: Mix) -> Tensor:
             shown = first.shown(images.shape[2:])
@@ -97,7 +97,7 @@ class Stack(Blend):
             return torch.cat((seen, seen[other]), 1)
 
         return Mix(
-            both(first.images, first.images.index_select(0, other)),
+            both(first.images, partners.of(first.images)),
             torch.cat((first.sources, first.sources[other]), 1),
             torch.cat((first.weights, first.weights[other]), 1) / 2,
             first.pool,

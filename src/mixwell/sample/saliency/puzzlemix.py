@@ -58,6 +58,7 @@ __all__ = [
     "label_costs",
     "moving_side",
     "pixel_saliency",
+    "shown_of",
     "transport_plan",
 ]
 
@@ -220,6 +221,19 @@ def assemble(
     return torch.lerp(other, own, shares)
 
 
+def shown_of(shares: Float[Tensor, "b h w"], plan: Int[Tensor, "b th tw"]) -> Float[Tensor, "b h w"]:
+    """How much of each pixel of an image is shown, wherever its block was moved to.
+
+    Args:
+        shares: (B, H, W) of the image, after its blocks were moved.
+        plan: the source block of each place.
+    """
+    with torch.enable_grad():
+        pixels = torch.ones_like(shares[:, None]).requires_grad_()
+        (found,) = torch.autograd.grad(move_blocks(pixels, plan).clone(), pixels, shares[:, None])
+    return found[:, 0].clamp(max=1)
+
+
 class PuzzleDraws(NamedTuple):
     """What Puzzle Mix draws for a batch.
 
@@ -283,6 +297,7 @@ class Puzzle(Blend):
             raise ParameterError(f"block_nums must be whole numbers in [1, 32], at least one, got {block_nums}.")
         self.block_nums = block_nums
         self.transport: Transport = transport
+        self.aligned = transport == "none"
         self.t_eps = number_in("t_eps", t_eps, 0, open_low=True, hint="To leave blocks in place take transport='none'.")
         if t_size != -1 and t_size < 1:
             raise ParameterError(f"t_size must be ≥ 1, or -1 for the blocks of the mask, got {t_size}.")
@@ -324,6 +339,12 @@ class Puzzle(Blend):
             shares = F.interpolate(m[:, None], size, mode="nearest").to(images.device)
             return torch.cat((shares, 1 - shares), 1)
 
+        def origins(mix: Mix) -> Tensor:
+            shown = masks(mix)
+            if plans is None:
+                return shown
+            return torch.stack([shown_of(shown[:, k], plan) for k, plan in enumerate(plans)], 1)
+
         if noise is None:
             mixed = apply(images)
         else:
@@ -331,7 +352,9 @@ class Puzzle(Blend):
             other = _noised(images, noise, scene) if draws.noisy[1] else images
             mixed = assemble(own, partners.of(other), m, plans)
         own_share = m.mean((1, 2))
-        return Mix.of_pair(mixed, partners, own_share, apply, lam=lam, area=own_share, make_masks=masks)
+        return Mix.of_pair(
+            mixed, partners, own_share, apply, lam=lam, area=own_share, make_masks=masks, make_origins=origins
+        )
 
     def _solve(
         self, saliency: Float[Tensor, "b h w"], partners: Partners, lam: Float[Tensor, " #b"], side: int, scene: Scene
