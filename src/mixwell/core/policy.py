@@ -56,7 +56,7 @@ class Policy(nn.Module):
             return (scene.batch.images,)
         return self.alone.images(scene.draws.of.get(self.alone), scene)
 
-    def lam(self, scene: Scene) -> Float[Tensor, " #b"]:
+    def lam(self, scene: Scene) -> Float[Tensor, " #n"]:
         """λ of the step; one NaN if the blend takes none."""
         if self.ratio is None or self.blend is None:
             return _NO_LAM
@@ -70,7 +70,7 @@ class Policy(nn.Module):
         images: Float[Tensor, "b ..."],
         scene: Scene,
         partners: Partners | None = None,
-        lam: Float[Tensor, " #b"] | None = None,
+        lam: Float[Tensor, " #n"] | None = None,
     ) -> Mix:
         """Mix pixels, or the map of the scene's site; with `partners` and `lam` in place of the pieces' if given."""
         blend = self.blend

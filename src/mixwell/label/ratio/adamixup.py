@@ -155,7 +155,7 @@ class HalfLinear(Blend):
         return max(1, rows // 2)
 
     def mix(
-        self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #b"], draws: None, scene: Scene
+        self, images: Float[Tensor, "b ..."], partners: Partners, lam: Float[Tensor, " #n"], draws: None, scene: Scene
     ) -> Mix:
         count = self.pairs(len(images))
         lam = lam if len(lam) == 1 else lam[:count]
@@ -176,7 +176,7 @@ class HalfLinear(Blend):
             torch.cat((shares, one)),
             partners.pool,
             apply,
-            lam=lam,
+            lam=torch.cat((lam.expand(count), torch.ones_like(lam).expand(count))),
             make_masks=masks,
         )
 

@@ -125,7 +125,7 @@ def styles_of(maps: Iterable[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b d"]:
 
 
 def style_vectors(
-    batches: Iterable[tuple[Float[Tensor, "b d"], Shaped[Tensor, "b ..."]]], num_classes: int = 0
+    batches: Iterable[tuple[Float[Tensor, "_ d"], Shaped[Tensor, "_ ..."]]], num_classes: int = 0
 ) -> Float[Tensor, "c d"]:
     """The mean style of each class, in fp64 on the CPU; 0 for a class without images.
 
