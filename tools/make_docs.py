@@ -42,8 +42,9 @@ MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
 HOST = "cutmix"
 """What mixes the images for methods that only say something about labels or losses."""
 PICTURED = {
-    "amr": "update_g_every=1",
+    "amr": "update_g_every=1, rec_weight=1000.0, scales=2",
     "attentive_cutmix": "teacher_epochs=100",
+    "automix_barycenter": "distance=kl, rec_weight=10.0",
     "comixup": "beta=0.16",
     "token_labeling": "teacher_epochs=100",
     "tokenmix": "teacher_epochs=100",
