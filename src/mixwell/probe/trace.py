@@ -12,18 +12,19 @@ __all__ = ["behave_like", "untouched"]
 
 
 @contextmanager
-def untouched(net: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Run passes in evaluation (or training) mode; afterwards modes, buffers, gradients and random states are as
-    before.
+def untouched(net: nn.Module, *, training: bool | None = False) -> Iterator[None]:
+    """Run passes in evaluation mode, in training mode, or (None) in the modes that modules have; afterwards modes,
+    buffers, gradients and random states are as before.
 
     Gradients with respect to inputs are taken with `torch.autograd.grad`, which does not touch the parameters' `.grad`.
     """
     modes = [(module, module.training) for module in net.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()] if training else []
+    buffers = [] if training is False else [(buffer, buffer.clone()) for buffer in net.buffers()]
     devices = sorted({parameter.device.index for parameter in net.parameters() if parameter.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices):
-            net.train(training)
+            if training is not None:
+                net.train(training)
             yield
     finally:
         for module, mode in modes:
