@@ -202,6 +202,12 @@ def test_another_lam_is_tried_before_the_step(cnn, text):
         assert slope == pytest.approx(ratio.slope[row].item(), rel=2e-2, abs=1e-4)
 
 
+def test_two_players_of_one_name_are_refused(cnn):
+    recipe = mixwell.create("0.5*amr | 0.5*amr(mixer=fm)", 6, pixels=mixwell.Pixels((0.5,), (0.5,)))
+    with pytest.raises(mixwell.IncompatibleRecipe, match="'amr/autoencoder' twice"):
+        recipe.bind(cnn(6), IMAGES)
+
+
 def test_plain_pieces_have_none_of_it():
     piece = Piece()
     assert piece.players() == {}

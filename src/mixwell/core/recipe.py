@@ -445,6 +445,7 @@ class Recipe(nn.Module):
                         piece.build(self._probe.anatomy, self.num_classes)
                 except MixwellError as error:
                     raise IncompatibleRecipe(f"{owner}: {error}") from error
+        _ = self.players  # of which no two may have one name
         return self
 
     def install_hooks(self, model: nn.Module) -> None:
@@ -456,10 +457,22 @@ class Recipe(nn.Module):
 
     @property
     def players(self) -> dict[str, Player]:
-        """The parts that have an optimiser of their own, by the turn that steps them. Known once it is bound."""
-        return {
-            turn: player for option in self._each for piece in option.pieces for turn, player in piece.players().items()
-        }
+        """The parts that have an optimiser of their own, by the turn that steps them. Known once it is bound.
+
+        Raises:
+            IncompatibleRecipe: two have the same name.
+        """
+        found: dict[str, Player] = {}
+        for option in self._each:
+            for piece in option.pieces:
+                for turn, player in piece.players().items():
+                    if turn in found:
+                        raise IncompatibleRecipe(
+                            f"The recipe has {turn!r} twice, and each would need an optimiser of its own. Use the "
+                            "method once, and other recipes on the other batches."
+                        )
+                    found[turn] = player
+        return found
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups for the optimisers: the model's and the recipe's own, each with the `turn` that steps it.
