@@ -1,9 +1,9 @@
 """What mixing a batch costs, ours beside timm, torchvision and Kornia, in lerps.
 
-    python -m benchmarks.mixing [--methods] [--processes 5] [--rounds 30] [--only 32px] [--json FILE]
+    python -m benchmarks.mixing [--methods | --recipes TEXT ...] [--processes 5] [--rounds 30] [--only 32px]
+        [--json FILE]
 
-With --methods every method is timed in place of the peers, beside what its authors' code costs.
-
+With --methods every method is timed in place of the peers, beside what its authors' code costs; with --recipes, these.
 
 A lerp is the time of `torch.lerp(x, x.flip(0), 0.3)` on the same batch in the same run. Entries take turns of one call
 that is not timed and eight that are, in random order, in one process and on one thread; the figure is the median over
@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -167,8 +167,8 @@ def entries(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     return found
 
 
-def policies(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """The sample policy of every method: draws, images of all views, sources and weights.
+def policies(shape: tuple[int, ...], recipes: Iterable[str] = OFFICIAL) -> dict[str, Callable[[], object]]:
+    """The sample policy of every recipe: draws, images of all views, sources and weights.
 
     What a method sees through a network is at hand, and costs nothing here; see benchmarks.steps for what that takes.
     """
@@ -213,16 +213,16 @@ def policies(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
 
         return call
 
-    return found | {text: policy(text) for text in OFFICIAL}
+    return found | {text: policy(text) for text in recipes}
 
 
-def measure(shape: tuple[int, ...], rounds: int, *, methods: bool = False) -> dict[str, float]:
-    """Median seconds of each entry, all taking turns in this process."""
+def measure(shape: tuple[int, ...], rounds: int, recipes: Iterable[str] = ()) -> dict[str, float]:
+    """Median seconds of each entry, all taking turns in this process: these recipes, or ours beside the peers."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    calls = policies(shape) if methods else entries(shape)
+    calls = policies(shape, recipes) if recipes else entries(shape)
     for call in calls.values():
         for _ in range(3):
             call()
@@ -238,10 +238,10 @@ def measure(shape: tuple[int, ...], rounds: int, *, methods: bool = False) -> di
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def in_processes(name: str, processes: int, rounds: int, *, methods: bool) -> Iterator[dict[str, float]]:
+def in_processes(name: str, processes: int, rounds: int, recipes: Iterable[str]) -> Iterator[dict[str, float]]:
     """The medians of fresh processes, one after the other, with a pinned allocator."""
     command = [sys.executable, "-m", "benchmarks.mixing", "--measure", name, "--rounds", str(rounds)]
-    command += ["--methods"] if methods else []
+    command += ["--recipes", *recipes] if recipes else []
     for _ in range(processes):
         done = subprocess.run(command, env=os.environ | _PINNED, capture_output=True, text=True, check=True)
         yield json.loads(done.stdout.splitlines()[-1])
@@ -287,23 +287,25 @@ def _version(package: str) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", action="store_true", help="time every method in place of the peers")
+    parser.add_argument("--recipes", nargs="+", default=[], help="time these methods only")
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--only", choices=list(SHAPES))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=list(SHAPES), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    recipes = options.recipes or list(OFFICIAL if options.methods else ())
     if options.measure:
-        print(json.dumps(measure(SHAPES[options.measure], options.rounds, methods=options.methods)))
+        print(json.dumps(measure(SHAPES[options.measure], options.rounds, recipes)))
         return
     tables = {}
     for size in [options.only] if options.only else SHAPES:
-        runs = in_processes(size, options.processes, options.rounds, methods=options.methods)
+        runs = in_processes(size, options.processes, options.rounds, recipes)
         tables[size] = in_lerps(list(runs))
         print(f"\n{size}: {SHAPES[size]}, one lerp = {tables[size]['lerp']['us']:.0f} µs")
-        print(f"  {'entry':38} {'lerps':>7} {'min':>7} {'max':>7} {'µs':>9}" + " official" * options.methods)
+        print(f"  {'entry':38} {'lerps':>7} {'min':>7} {'max':>7} {'µs':>9}" + " official" * bool(recipes))
         for entry, row in tables[size].items():
-            cost = OFFICIAL.get(entry, (None, None))[list(SHAPES).index(size)] if options.methods else None
+            cost = OFFICIAL.get(entry, (None, None))[list(SHAPES).index(size)] if recipes else None
             official = "" if cost is None else f" {cost:8g}"
             print(f"  {entry:38} {row['lerps']:7.2f} {row['min']:7.2f} {row['max']:7.2f} {row['us']:9.0f}{official}")
     missed = verdicts(tables)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+
+from mixwell.train import Run, RunFolder, TrainConfig
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,6 +81,15 @@ def _own_random_states(request: pytest.FixtureRequest) -> Iterator[None]:
     random.setstate(before[2])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Many steps of a small network take longer on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class SmallCNN(nn.Module):
     """Convolutions with BatchNorm and dropout, in stages layer1 to layer3; any image size."""
 
@@ -132,3 +145,81 @@ def global_random_states() -> Callable[[], tuple[bytes, ...]]:
         return torch.get_rng_state().numpy().tobytes(), numpy_key, repr(random.getstate()).encode()
 
     return states
+
+
+def make_run(
+    root: Path,
+    recipe: str = "none",
+    seed: int = 0,
+    *,
+    accuracy: float = 0.8,
+    ece: float = 0.05,
+    nll: float = 0.6,
+    seconds: float = 2.0,
+    status: str = "finished",
+    record: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> Run:
+    settings = TrainConfig(recipe=recipe, seed=seed, **{"epochs": 3, **config})
+    folder = RunFolder(root / settings.folder.name)
+    folder.begin(
+        {
+            "status": status,
+            "identity": settings.identity,
+            "config": settings.to_json(),
+            "seed": seed,
+            "threads": 2,
+            "device": "cpu",
+            "versions": {"mixwell": "0.1.0", "torch": "2.4.0"},
+            "result": {"accuracy": accuracy, "ece": ece, "nll": nll, "seconds_per_epoch": seconds, "ema": None},
+        }
+    )
+    epochs = range(1, settings.epochs + 1)
+    records = [
+        {"epoch": epoch, "accuracy": accuracy - 0.1 * (settings.epochs - epoch), "nll": nll, "ece": ece,
+         "loss": 2.0 / epoch, "mixed_accuracy": 0.25 * epoch, **(record or {})}
+        for epoch in epochs
+    ]  # fmt: skip
+    folder.write_history(records)
+    if evaluation is not None:
+        folder.write_evaluation(evaluation)
+    return Run.read(folder.path)
+
+
+@pytest.fixture(scope="session")
+def run_in() -> Callable[..., Run]:
+    """`run_in(root, recipe, seed, accuracy=…, evaluation=…, **config)`: a run folder without weights, read back."""
+    return make_run
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[..., Run]:
+    """`finished(recipe, seed, accuracy=…, seconds=…, evaluation=…, **config)`: `run_in` the test's own folder."""
+    return functools.partial(make_run, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def evaluation() -> Callable[..., dict[str, Any]]:
+    """`evaluation(**parts)`: what `mixwell evaluate` writes; parts of None are left out, others replace its own."""
+
+    def make(**parts: Any) -> dict[str, Any]:
+        scores = {"msp": {"auroc": 0.8, "fpr95": 0.5}, "energy": {"auroc": 0.85, "fpr95": 0.4}}
+        whole: dict[str, Any] = {
+            "format": 1,
+            "settings": {"parts": ["clean"], "weights": f"{random.getrandbits(128):032x}", "seed": 0, "images": None},
+            "clean": {"accuracy": 0.8, "top5": 0.99, "nll": 0.6, "brier": 0.3, "ece": 0.05, "adaptive_ece": 0.06,
+                      "overconfidence": 0.04, "confidence": 0.84, "temperature": 1.2, "ece_at_temperature": 0.01},
+            "reliability": {"counts": [0, 10, 30], "confidences": [0.0, 0.5, 0.9], "accuracies": [0.0, 0.4, 0.8]},
+            "corruptions": {"error": 0.3, "errors": {"fog": [0.2, 0.3, 0.4], "snow": [0.25, 0.3, 0.35]}},
+            "attacks": {"fgsm": 0.3, "pgd10": 0.05, "pgd20_small": 0.4},
+            "ood": {"digits": scores, "mean": scores},
+            "occlusion": {"ratios": [0.0, 0.5, 1.0], "accuracies": [0.8, 0.5, 0.1], "mean": 0.47},
+            "intrusion": {"rate": 0.1, "by_lam": [{"low": 0.0, "high": 0.5, "rate": 0.08, "count": 7},
+                                                  {"low": 0.5, "high": 1.0, "rate": None, "count": 0}]},
+            "cost": {"seconds_per_step": 0.1, "relative_time": 1.0, "peak_memory_bytes": 1e8, "relative_memory": 1.0},
+        }  # fmt: skip
+        whole |= parts
+        return {name: part for name, part in whole.items() if part is not None or name == "intrusion"}
+
+    return make

@@ -1,4 +1,4 @@
-"""Write what the registry knows: docs/methods, docs/index.md, docs/pairs.md, the README's table, and all pictures.
+"""Write what registry and results say: docs/methods, tables, parts of guides, the README's table, and all pictures.
 
     python tools/make_docs.py                    texts, and pictures that are missing or out of date
     python tools/make_docs.py --pictures all     the same with every picture drawn anew
@@ -14,58 +14,32 @@ import hashlib
 import inspect
 import json
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 import mixwell
+from method_facts import RESULTS, bibtex, leaderboards, our_result, published
+from method_usage import usage
 from mixwell.cli.page import Page, parameter_docs
-from mixwell.core.axes import Blend, Need, Piece, SelfBlend, Slot, Statistics
-from mixwell.core.compose import LOSS_SLOTS
+from mixwell.core.axes import Need, Piece, Slot
 from mixwell.core.pairs import Verdict, pairs
-from mixwell.gallery import matrix, sheet
-from mixwell.nets import create_net
+from mixwell.gallery import matrix, photographs, sheet
+from mixwell.gallery.recipes import picture_text, pictured, recipe_text, seed_of, telling_seed
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 MIXES = ("mixup", "cutmix", "puzzlemix", "augmix")
 """Columns of the README's picture."""
-HOST = "cutmix"
-"""What mixes the images for methods that only say something about labels or losses."""
-PICTURED = {
-    "amr": "update_g_every=1, rec_weight=1000.0, scales=2",
-    "attentive_cutmix": "teacher_epochs=100",
-    "automix_barycenter": "distance=kl, rec_weight=10.0",
-    "comixup": "beta=0.16",
-    "token_labeling": "teacher_epochs=100",
-    "tokenmix": "teacher_epochs=100",
-    "supermix": "teacher_epochs=100, max_unsuccessful_fraction=0.0",
-    "transformmix": "teacher_epochs=100, epochs=300, lr=0.003",
-    "tokenmixup": "inputs=none",
-}
-"""Settings under which four photographs show what usual batches do."""
-SEEDS = 5_000
-"""How many seeds are tried for one whose draws show something."""
-SIDE = 160
-CROPS = {
-    "astronaut": ("astronaut", (20, 0, 420, 400)),
-    "cat": ("chelsea", (90, 0, 390, 300)),
-    "coffee": ("coffee", (60, 0, 460, 400)),
-    "rocket": ("rocket", (130, 20, 520, 410)),
-}
-"""Name, scikit-image's function, and the square that is shown."""
+AXES = ("pairing", "ratio", "blend", "place", "label", "loss")
+"""The questions, as the matrix of methods asks them."""
 NOTE = "verdicts"
 """The matrix's note of what it was drawn of."""
-MARKS = "<!-- methods: written by tools/make_docs.py -->", "<!-- /methods -->"
 
 
 # Texts
@@ -75,19 +49,37 @@ def texts() -> dict[Path, str]:
     """Every generated text by its file."""
     pages = [Page.of(mixwell.method_of(slug)) for slug in mixwell.methods()]
     found = {DOCS / "methods" / f"{page.slug}.md": method_page(page) for page in pages}
-    found[DOCS / "index.md"] = (
+    found[DOCS / "methods.md"] = (
         "# Methods\n\nOne page per method, by section of the survey. A recipe adds methods up, such as "
-        "`cutmix + decouplemix`; see the [README](../README.md), and [which methods go together](pairs.md).\n\n"
-        f"{table(pages, 'methods/')}\n"
+        "`cutmix + decouplemix`; see [which questions each answers](matrix.md), [which methods go together](pairs.md), "
+        "and [a picture of each](gallery.md).\n\n"
+        f'<div class="stacked methods" markdown="1">\n\n{table(pages, "methods/")}\n\n</div>\n'
     )
+    found[DOCS / "matrix.md"] = matrix_page(pages)
     found[DOCS / "pairs.md"] = pairs_page(verdicts())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, start, rest = readme.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        raise SystemExit(f"README.md must contain the lines {MARKS[0]!r} and {MARKS[1]!r}, around its table.")
-    found[ROOT / "README.md"] = f"{before}{start}\n{table(pages, 'docs/methods/')}\n{end}{after}"
+    found[DOCS / "gallery.md"] = gallery_page(pages)
+    found[ROOT / "README.md"] = filled(ROOT / "README.md", methods=table(pages, "docs/methods/"))
+    choosing = DOCS / "guides" / "choosing.md"
+    found[choosing] = filled(
+        choosing,
+        results=leaderboards(),
+        noise=leaderboards(RESULTS.with_name("label-noise")),
+        crops=leaderboards(RESULTS.with_name("crop-flip")),
+    )
     return found
+
+
+def filled(path: Path, **texts: str) -> str:
+    """A file that is written by hand, with each text between the marks of its name."""
+    whole = path.read_text(encoding="utf-8")
+    for name, text in texts.items():
+        start, end = f"<!-- {name}: written by tools/make_docs.py -->\n", f"<!-- /{name} -->"
+        before, found, rest = whole.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"{path.name} must contain the lines {start.strip()!r} and {end!r}.")
+        whole = "".join([before, start, f"{text}\n" if text else "", end, after])
+    return whole
 
 
 def table(pages: list[Page], folder: str) -> str:
@@ -125,7 +117,7 @@ def pairs_page(found: Mapping[tuple[str, str], Verdict]) -> str:
         f"{accepted:,} of the {len(found):,} recipes of two methods, `A + B`, are accepted, and each of these trains. "
         "The others are refused with the reason. Which method comes first never decides that; it only decides whose "
         "suggestions are taken where both have one.",
-        "![A matrix of all methods, with a coloured cell for every pair](pictures/pairs.png)",
+        "[![A matrix of all methods, with a coloured cell for every pair](pictures/pairs.png)](pictures/pairs.png)",
         "Rows are first methods, columns second ones; sections of the survey stand apart.",
         f"- **green**: they go together ({accepted:,}).\n"
         f"- **grey**: both decide the same, and a recipe has one of each ({slots.total():,}: {decided}). "
@@ -141,6 +133,58 @@ def pairs_page(found: Mapping[tuple[str, str], Verdict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def gallery_page(pages: list[Page]) -> str:
+    """The pictures of all methods by section, each of which leads to the method's page."""
+    parts = [
+        "# Gallery",
+        "What each method makes of four photographs; a picture leads to the method's page. "
+        "[How they are made](pictures/README.md), and what the rows show. `mixwell gallery --images DIR -o DIR` draws "
+        "them of images of your own.",
+        "Sections: "
+        + ", ".join(
+            f"[{section} {family}](#{section.replace('.', '')}-{family})"
+            for section, family in dict.fromkeys((page.section, page.family) for page in pages)
+        )
+        + ".",
+    ]
+    for (section, family), found in groupby(pages, key=lambda page: (page.section, page.family)):
+        members = list(found)
+        parts.append(f"## {section} {family}")
+        for page in members:
+            if pictured(page.slug):
+                shown = f"[![What {page.title} makes of them](pictures/{page.slug}.png)](methods/{page.slug}.md)"
+                parts += [f"[**{page.title}**](methods/{page.slug}.md): {cell(page.summary)}.", shown]
+        if unseen := [f"[{page.title}](methods/{page.slug}.md)" for page in members if not pictured(page.slug)]:
+            parts.append(f"Not seen, as only the loss is changed: {', '.join(unseen)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def matrix_page(pages: list[Page]) -> str:
+    """Which questions each method answers: a mark for each axis."""
+    rows = [f"| method | {' | '.join(AXES)} |", f"|---|{'|'.join([':-:'] * len(AXES))}|"]
+    for (section, family), members in groupby(pages, key=lambda page: (page.section, page.family)):
+        rows.append(f"| **{section} {family}** |{' |' * len(AXES)}")
+        rows += [f"| [`{page.slug}`](methods/{page.slug}.md) | {' | '.join(marks(page))} |" for page in members]
+    parts = [
+        "# Which questions each method answers",
+        "- ● what the method is about: it has an answer of its own, which always holds.\n"
+        "- ○ the paper's choice, which gives way to other methods of the recipe.\n"
+        "- no mark: the method leaves the question to the others, or to the plain answer.",
+        "The questions: who mixes with whom (*pairing*), how much of each (*ratio*), how the new image is made "
+        "(*blend*), where in the network (*place*), what its label is (*label*), and what is minimised (*loss*). "
+        "`random_mix` and others that choose among recipes leave all of them to those. [Which methods go together]"
+        "(pairs.md) follows from this table, and from what each needs of the others.",
+        f'<div class="matrix" markdown="1">\n\n{chr(10).join(rows)}\n\n</div>',
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def marks(page: Page) -> list[str]:
+    """● where the method has an essential piece on the axis, ○ where it has but a suggested one."""
+    essential, suggested = ({Slot(name).axis for name in found} for found in (page.essential, page.suggested))
+    return ["●" if axis in essential else "○" if axis in suggested else "" for axis in AXES]
+
+
 def method_page(page: Page) -> str:
     """The page of one method."""
     entry = mixwell.method_of(page.slug)
@@ -154,7 +198,7 @@ def method_page(page: Page) -> str:
         f"{page.summary[:1].upper()}{page.summary[1:]}.",
         *map(prose, body[:split]),
         "## Use",
-        usage(page.slug),
+        usage(page.slug, recipe_text(page.slug)),
         *([picture(page)] if pictured(page.slug) else []),
         "## Parameters",
         parameters(page),
@@ -167,46 +211,19 @@ def method_page(page: Page) -> str:
         ]
     if page.beside is not None:
         parts.append(f"It comes with the recipe `{page.beside}`.")
-    if needs := needs_lines(pieces.essential):
-        parts += ["## Needs", needs]
+    parts += ["## Needs and cost", *filter(None, [needs_lines(pieces.essential), cost_line(page)])]
     if differences:
-        parts += ["## Paper and code", prose(differences)]
+        parts += ["## Paper and code", prose(differences[:1].upper() + differences[1:])]
     if page.conformance is not None:
         parts += ["## Conformance", f"Compared by `mixwell conformance` with: {page.conformance.rstrip('.')}."]
+    if result := our_result(page.slug):
+        parts += ["## Our result", result]
+    if figures := published(page.slug):
+        parts += ["## Published results", figures]
     cited = prose(citation).replace(page.reference, linked(page))
     parts += ["## Citation", f"{cited} Section {page.section} of the survey."]
+    parts += filter(None, [bibtex(page, entry)])
     return "\n\n".join(parts) + "\n"
-
-
-def usage(slug: str) -> str:
-    """Three lines of Python and one of the shell."""
-    text = recipe_text(slug)
-    tokens = mixwell.create(text, 10).needs_tokens
-    raw = needs_pixels(picture_text(slug))
-    create = f"mixwell.create({json.dumps(text)}, num_classes=10{', pixels=pixels' if raw else ''})"
-    parts = [
-        f"```python\nimport mixwell\n\nrecipe = {create}\nloss = recipe(model, images, labels)\n```",
-        "`pixels` says how the images were normalised: `mixwell.Pixels(mean, std)`." if raw else "",
-        f"```\nmixwell train --recipe {shlex.quote(text)}{' --model vit-s' if tokens else ''}\n```",
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def needs_pixels(text: str) -> bool:
-    """Whether the recipe looks at raw pixels; it says so when it misses them."""
-    recipe = mixwell.create(text, 4)
-    net, images = create_net("vit-s" if recipe.needs_tokens else "cnn-s", 4), torch.rand(4, 3, 32, 32)
-    batch = mixwell.Batch(images, torch.arange(4))
-    try:
-        recipe.prepare(lambda: [batch], "random numbers for the documentation")
-        recipe.use_data(train=lambda: [batch], held_out=lambda: [batch]).bind(net, images)
-        recipe.before_epoch(net)
-        next(recipe.turns(net, batch))
-    except mixwell.BatchError as error:
-        if "raw pixels" not in str(error):
-            raise
-        return True
-    return False
 
 
 def parameters(page: Page) -> str:
@@ -215,7 +232,8 @@ def parameters(page: Page) -> str:
         return "None."
     docs = parameter_docs(mixwell.method_of(page.slug))
     rows = [f"| `{name}` | `{default!r}` | {cell(docs[name])} |" for name, default in page.parameters.items()]
-    return "\n".join(["| name | default | |", "|---|---|---|", *rows])
+    defaults = "Defaults are the paper's where it gives them; what its code does otherwise is said below."
+    return "\n".join([defaults, "", "| name | default | |", "|---|---|---|", *rows])
 
 
 def pieces_table(pieces: mixwell.Pieces) -> str:
@@ -244,6 +262,13 @@ def needs_lines(pieces: tuple[Piece, ...]) -> str:
     return "\n".join(lines)
 
 
+def cost_line(page: Page) -> str:
+    """What a training takes besides one pass over the mix, as the pieces declare it."""
+    if page.cost:
+        return f"Besides one training pass over the mix: {', '.join(page.cost)}."
+    return "Nothing is declared besides one training pass over the mix."
+
+
 def first_sentence(piece: Piece) -> str:
     return " ".join((inspect.getdoc(type(piece)) or "").partition("\n\n")[0].split())
 
@@ -262,34 +287,7 @@ def linked(page: Page) -> str:
     return f"[{page.reference}]({page.url})"
 
 
-def recipe_text(slug: str) -> str:
-    """The method alone if it makes images of its own, beside a host if it does not."""
-    pieces = mixwell.method_of(slug).build()
-    acts = pieces.beside or any(
-        isinstance(piece, Blend | SelfBlend | Statistics) for piece in (*pieces.essential, *pieces.suggested)
-    )
-    return slug if acts else f"{HOST} + {slug}"
-
-
 # Pictures
-
-
-def pictured(slug: str) -> bool:
-    """Whether the method can be seen: it changes images, maps or labels, not only the loss."""
-    pieces = mixwell.method_of(slug).build()
-    return pieces.beside is not None or any(piece.slot not in LOSS_SLOTS for piece in pieces.essential)
-
-
-def picture_text(slug: str) -> str:
-    """The recipe of the picture: it always mixes, and in the network's first stage if it mixes hidden maps."""
-    entry = mixwell.method_of(slug)
-    given = [PICTURED[slug]] if slug in PICTURED else []
-    if entry.gate and entry.build().prob < 1:
-        given.append(f"{entry.gate}=1.0")
-    if "sites" in entry.parameters:
-        given.append("sites=(1,)")
-    call = f"{slug}({', '.join(given)})" if given else slug
-    return recipe_text(slug).replace(slug, call)
 
 
 def picture(page: Page) -> str:
@@ -297,45 +295,6 @@ def picture(page: Page) -> str:
         f"![Four photographs, and what {page.title} makes of them](../pictures/{page.slug}.png)\n\n"
         "Bars show the labels; see [how the pictures are made](../pictures/README.md)."
     )
-
-
-def photographs() -> tuple[Tensor, list[str]]:
-    """(4, 3, 160, 160) pixels in [0, 1], and their names."""
-    from skimage import data
-
-    found = []
-    for function, box in CROPS.values():
-        square = Image.fromarray(getattr(data, function)()).crop(box).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-        found.append(torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255)
-    return torch.stack(found), list(CROPS)
-
-
-def telling_seed(images: Tensor) -> int:
-    """The first seed that mixes no photograph with itself, and with shares that can be seen."""
-
-    def telling(seed: int, text: str) -> bool:
-        _, targets = mixwell.create(text, len(images), seed=seed).mix_batch(images, torch.arange(len(images)))
-        shares = targets.dense()
-        return bool((shares.amax(1) < 0.8).all())
-
-    for seed in range(SEEDS):
-        if all(telling(seed, text) for text in ("mixup", "cutmix")):
-            return seed
-    raise SystemExit(f"None of {SEEDS} seeds mixes every photograph with another by a share of at least 20%.")
-
-
-def seed_of(slug: str, images: Tensor, seed: int) -> int:
-    """A seed that shows the method; for augmentations of single images one that changes every photograph."""
-    pieces = mixwell.method_of(slug).build().essential
-    if any(piece.slot is not Slot.SELF or piece.network for piece in pieces) or not pieces:
-        return seed
-
-    def least_change(tried: int) -> float:
-        recipe = mixwell.create(slug, len(images), seed=tried, pixels=mixwell.Pixels((0.0,), (1.0,)))
-        mixed, _ = recipe.mix_batch(images, torch.arange(len(images)))
-        return float((mixed - images).abs().mean((1, 2, 3)).amin())
-
-    return max(range(40), key=least_change)
 
 
 def draw(which: str) -> None:
@@ -350,7 +309,8 @@ def draw(which: str) -> None:
         note = PngInfo()
         note.add_text(NOTE, digest(verdicts()))
         save(matrix(mixwell.methods(), verdicts()).quantize(64), table_of_pairs, note)
-    images, names = photographs()
+    found = photographs()
+    images, names = found.images, found.labels
     seed = telling_seed(images)
     for path, slug in wanted.items():
         if which == "all" or not path.is_file():

@@ -22,6 +22,7 @@ from mixwell.core.errors import (
     UnknownMethod,
 )
 from mixwell.core.mix import Mix, Partners
+from mixwell.core.mixed import Mixed
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.registry import Method, Pieces, method, method_of, methods
 from mixwell.core.targets import Targets
@@ -39,6 +40,7 @@ __all__ = [
     "IncompatibleRecipe",
     "Method",
     "Mix",
+    "Mixed",
     "MixwellError",
     "ModelError",
     "Outputs",

@@ -16,8 +16,9 @@ from mixwell.core.errors import ParameterError
 from mixwell.core.recipe import create
 from mixwell.data import DataSet, Loader, load
 from mixwell.data.items import labels_of, size_of
-from mixwell.report import Row, Run, album, page, reliability, rows_of, trained
-from mixwell.train import TrainConfig, train
+from mixwell.evaluate import reliability
+from mixwell.report import Row, album, page, rows_of
+from mixwell.train import Run, TrainConfig, train, trained
 
 __all__ = ["RECIPES", "Demo", "Outcome", "demo"]
 

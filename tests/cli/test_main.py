@@ -6,10 +6,13 @@ import importlib
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 
 import mixwell
+import mixwell.nets.taught
 from mixwell.cli import COMMANDS, main
 
 
@@ -94,6 +97,23 @@ def test_interruption(run, monkeypatch):
 
     monkeypatch.setattr(importlib.import_module("mixwell.cli.commands.list"), "main", interrupted)
     assert run("list").code == 130
+
+
+def test_own_warnings_are_shown_in_words_and_others_as_ever(run, monkeypatch):
+    before, told = warnings.formatwarning, []
+
+    def warning(argv):
+        here = mixwell.nets.taught.__file__
+        told.append(warnings.formatwarning("A training\nof 14 steps", UserWarning, here, 121))
+        told.append(warnings.formatwarning("old", DeprecationWarning, here, 121))
+        told.append(warnings.formatwarning("other", UserWarning, torch.__file__, 7))
+        return 0
+
+    monkeypatch.setattr(importlib.import_module("mixwell.cli.commands.list"), "main", warning)
+    assert run("list").code == 0
+    assert told[0] == "Warning: A training\nof 14 steps\n"
+    assert [words.split(":")[1] for words in told[1:]] == ["121", "7"]
+    assert warnings.formatwarning is before
 
 
 def test_as_a_process(process):

@@ -99,8 +99,12 @@ def test_any_shape_dtype_and_layout(act, slug, which, case):
 def test_channels_last_gives_the_same_mix(act, slug, which, channels, per):
     policy = act(slug, which, per=per)
     images = pictures(7, channels)
-    plain = policy.mix(images).images
-    other = policy.mix(images.contiguous(memory_format=torch.channels_last)).images
+
+    def mixed(images):
+        torch.manual_seed(0)  # networks that are looked through may drop units
+        return policy.mix(images).images
+
+    plain, other = mixed(images), mixed(images.contiguous(memory_format=torch.channels_last))
     if policy.looks:
         torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-3)
     elif isinstance(policy.blend, Aligned):  # sums over places, whose order follows the memory
@@ -189,7 +193,10 @@ def test_permuting_batch_and_draws_permutes_the_mix(act, slug, which):
     }
     mix = policy.mix(images, draws=draws)
     other = policy.mix(images[order], torch.from_numpy(order), mixwell.Draws({**draws.of, **moved}))
-    assert torch.equal(other.images, mix.images[order])
+    if policy.blend.exact:
+        assert torch.equal(other.images, mix.images[order])
+    else:  # networks made it, whose sums may depend on where a row lies
+        torch.testing.assert_close(other.images, mix.images[order], rtol=1e-4, atol=1e-4)
     assert torch.equal(other.weights, mix.weights[order])
     assert torch.equal(torch.from_numpy(order)[other.sources], mix.sources[order])
 

@@ -47,7 +47,9 @@ def skip_own_criterion(slug):
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_two_steps_move_every_parameter_and_stay_finite(slug, case, recipe_for, network_for):
     rows, size, channels, channels_last, per = case
-    recipe = recipe_for(slug, per=per, seed=2)
+    # The network's first stage is given the image itself, and a single channel has no deviation over channels.
+    elsewhere = {"site": 1} if (slug, channels) == ("moex", 1) else {}
+    recipe = recipe_for(slug, per=per, seed=2, **elsewhere)
     model = network_for(recipe, channels=channels, size=size).train()
     images, labels = torch.randn(rows, channels, *size), torch.arange(rows)
     if channels_last:

@@ -212,3 +212,11 @@ def test_plain_pieces_have_none_of_it():
     piece = Piece()
     assert piece.players() == {}
     assert list(piece.lessons(mixwell.Scene(mixwell.Batch(IMAGES, LABELS)))) == []
+
+
+def test_a_network_that_was_moved_since_it_was_bound_is_known_before_the_epoch(cnn):
+    model = cnn(6)
+    recipe = mixwell.create("mixup", 6).bind(model, IMAGES)
+    recipe.use_data(held_out=lambda: [mixwell.Batch(IMAGES, LABELS)])
+    recipe.before_epoch(model.to("meta"))
+    assert next(recipe._progress.data.held_out()).images.device.type == "meta"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -135,3 +139,58 @@ def test_what_workers_send_is_the_mix_they_drew(loader):
     for images, targets in loader(0, "0.5*mixup | 0.5*none"):
         own = (targets.weights * targets.classes).sum(1)
         torch.testing.assert_close(images[:, 0, 0, 0], own)
+
+
+# Ranks
+
+
+def test_what_is_sent_to_a_worker_knows_its_rank(monkeypatch):
+    """A worker that is spawned has neither the process group nor, without a launcher, RANK in its environment."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(rng, "rank", lambda otherwise: 3)
+    sent = pickle.dumps(Streams(1))
+    monkeypatch.undo()
+    monkeypatch.delenv("RANK", raising=False)
+    assert pickle.loads(sent).lane() == 3
+    monkeypatch.setenv("RANK", "2")
+    assert pickle.loads(sent).lane() == 2
+
+
+RANKS = """
+import json, sys
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+import mixwell
+
+def run(rank, folder, seed):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group{seed}", rank=rank, world_size=2)
+    data = TensorDataset(torch.randn(24, 1, 4, 4), torch.arange(24))
+    drawn = []
+    for context, persistent in ((None, False), ("fork", False), ("fork", True), ("fork", False), ("spawn", False)):
+        torch.manual_seed(0)  # the same on both ranks, as scripts often do
+        recipe = mixwell.create("mixup", 24, seed=seed)
+        options = {} if context is None else {"num_workers": 1, "multiprocessing_context": context}
+        loader = DataLoader(data, 8, collate_fn=recipe.mix_batch, persistent_workers=persistent, **options)
+        epochs = 1 if context == "spawn" else 2
+        drawn.append([targets.weights[:, 0].tolist() for _ in range(epochs) for _, targets in loader])
+    with open(f"{folder}/{seed}-{rank}.json", "w") as file:
+        json.dump(drawn, file)
+    torch.distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.multiprocessing.start_processes(run, (sys.argv[1], int(sys.argv[2])), nprocs=2, start_method="fork")
+"""
+
+
+def test_ranks_epochs_and_workers_draw_differently_and_reproduce(tmp_path):
+    """Two processes with the same global seed, without a launcher's environment."""
+    (tmp_path / "ranks.py").write_text(RANKS, encoding="utf-8")
+    env = {name: value for name, value in os.environ.items() if name != "RANK"} | {"OMP_NUM_THREADS": "1"}
+
+    subprocess.run([sys.executable, tmp_path / "ranks.py", tmp_path, "5"], env=env, check=True, timeout=120)
+    ranks = [json.loads((tmp_path / f"5-{rank}.json").read_text()) for rank in range(2)]
+    for kind, batches in enumerate((6, 6, 6, 6, 3)):
+        each = [tuple(batch) for rank in ranks for batch in rank[kind]]
+        assert len(set(each)) == len(each) == 2 * batches
+    assert [rank[1] for rank in ranks] == [rank[3] for rank in ranks]

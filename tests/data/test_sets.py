@@ -213,7 +213,10 @@ def test_unknown_names(name):
 
 
 def test_named_lists_what_load_knows():
-    assert set(named()) == {"cifar10", "cifar100", "digits", "fashion-mini", "fashion-mnist", "imagefolder:PATH"}
+    embedded = {"digits", "fashion-mini", "fashion-mnist"}
+    small = {"cifar10", "cifar100", "stl10", "svhn"}
+    files = {"aircraft", "cub200", "hf:NAME", "imagefolder:PATH", "tiny-imagenet"}
+    assert set(named()) == embedded | small | files
 
 
 def test_unknown_options_and_augmentation():

@@ -13,7 +13,8 @@ import pytest
 from mixwell import ParameterError, UnknownMethod
 from mixwell.cli import main
 from mixwell.demo import RECIPES, Demo, demo
-from mixwell.report import Run, reliability, trained
+from mixwell.evaluate import reliability
+from mixwell.train import Run, trained
 
 
 def test_a_second_command_reuses_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +40,7 @@ def test_a_second_command_reuses_what_is_finished(tmp_path: Path, capsys: pytest
     for run in runs:
         accuracy = f"{run.facts['result']['accuracy']:.2%}"
         assert re.search(rf"{run.recipe}\s+{re.escape(accuracy)}", printed.out)
-        assert accuracy in page
+        assert f'"accuracy":[{run.facts["result"]["accuracy"]}]' in page
         assert reliability(trained(run)).ece == pytest.approx(run.facts["result"]["ece"], abs=2e-3)
     assert "one seed (0)" in printed.out.replace("\n", " ")
     assert page.count("<img ") >= 3 + 3 * 4

@@ -6,26 +6,15 @@ import re
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 
 import mixwell
 
 
 @pytest.fixture(scope="module")
-def ran(blocks_of, cnn):
+def ran(blocks_of, readers_names):
     """The names that are left after all blocks ran in one namespace."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        images, labels = torch.rand(24, 3, 32, 32), torch.arange(24) % 10
-    model = cnn(classes=10)
-    names = {
-        "images": images[:8],
-        "labels": labels[:8],
-        "dataset": TensorDataset(images, labels),
-        "loader": [(images[:8], labels[:8])] * 2,
-        "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
-    }
+    names = readers_names()
+    model = names["model"]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for block in blocks_of("README.md"):
         exec(compile(block, "README.md", "exec"), names)
@@ -54,7 +43,19 @@ def test_what_is_refused_is_refused(blocks_of):
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/pairs.md", "docs/pictures/README.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/index.md",
+        "docs/methods.md",
+        "docs/matrix.md",
+        "docs/defects.md",
+        "docs/design.md",
+        "docs/pairs.md",
+        "docs/gallery.md",
+        "docs/pictures/README.md",
+    ],
 )
 def test_links_lead_somewhere(root, name):
     text = (root / name).read_text(encoding="utf-8")

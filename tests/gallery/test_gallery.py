@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import mixwell
 from mixwell.gallery import act, sheet
 from mixwell.gallery.act import needs_network
+from mixwell.probe import Probe, Want
 
 NAMES = ["cat", "dog", "owl", "fox"]
 
@@ -53,6 +56,21 @@ def test_the_label_is_that_of_the_training_pass(images, vit):
     assert not torch.allclose(got.shares, shown("cutmix", images, seed=3).shares)
 
 
+def test_carried_labels_are_shown_with_the_last_class_attention(images, vit):
+    model = vit(classes=4)
+    got = shown("tl_align", images, seed=3, model=model)
+    want = Want("class_attention")
+    with torch.no_grad():
+        row = Probe(model.eval(), images).run(got.images[0] * 2 - 1, wants=[want])[want]
+    torch.testing.assert_close(got.attention.flatten(1), row)
+    assert (got.attention.flatten(1).std(1) > 0).all()
+
+
+def test_without_a_class_token_there_is_no_attention_to_show(images, vit):
+    assert shown("tl_align", images, model=vit(classes=4, class_token=False, global_pool="avg")).attention is None
+    assert shown("tl_align + manifold_mixup(sites=(1,))", images, model=vit(classes=4)).attention is None
+
+
 def test_hidden_maps_are_named(images):
     got = shown("manifold_mixup(sites=(1,))", images)
     assert got.site == "layer1"
@@ -66,13 +84,16 @@ def test_further_views_are_shown(images):
     assert not torch.allclose(got.images[1], images, atol=1e-2)
 
 
-def test_every_method_can_be_drawn(images):
-    for slug in mixwell.methods():
-        try:
-            got = shown(slug, images)
-        except mixwell.IncompatibleRecipe:
-            got = shown(f"cutmix + {slug}", images)
-        assert torch.isfinite(got.images[0]).all()
+@pytest.mark.matrix(keep=16)
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("slug", mixwell.methods())
+def test_every_method_can_be_drawn(images, slug, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("mixwell.gallery.act"), "_RENDERING", 30)
+    try:
+        got = shown(slug, images)
+    except mixwell.IncompatibleRecipe:
+        got = shown(f"cutmix + {slug}", images)
+    assert torch.isfinite(got.images[0]).all()
 
 
 def test_nothing_is_touched(images, cnn, global_random_states):

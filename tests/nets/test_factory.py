@@ -102,7 +102,7 @@ def test_type_errors_about_other_things_pass():
         create_net("preact-resnet18", 3, blocks=2)
 
 
-@pytest.mark.parametrize("name", ["cnn-s", "preact-resnet18", "vit-s", "wrn-28-10"])
+@pytest.mark.parametrize("name", ["cnn-s", "preact-resnet18", "resnet18-cifar", "vit-s", "wrn-28-10"])
 def test_own_nets_have_no_pretrained_weights(name):
     with pytest.raises(ModelError, match="--init FILE"):
         create_net(name, 3, pretrained=True)

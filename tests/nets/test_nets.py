@@ -13,10 +13,11 @@ from mixwell.nets import CNNS, PreActResNet, WideResNet, create_net, nets
 STAGES = {
     "cnn-s": ["layer1", "layer2", "layer3"],
     "preact-resnet18": ["layer1", "layer2", "layer3", "layer4"],
+    "resnet18-cifar": ["layer1", "layer2", "layer3", "layer4"],
     "vit-s": ["blocks.0", "blocks.1"],
     "wrn-10-1": ["layer1", "layer2", "layer3"],
 }
-CNNS_BY_NAME = ["cnn-s", "preact-resnet18", "wrn-10-1"]
+CNNS_BY_NAME = ["cnn-s", "preact-resnet18", "resnet18-cifar", "wrn-10-1"]
 
 
 def parameters(net: nn.Module) -> int:
@@ -29,6 +30,18 @@ def test_published_parameter_counts():
         assert parameters(WideResNet(10)) == 36_479_194
         assert parameters(WideResNet(10, depth=16, width=8)) == 10_961_370
         assert parameters(create_net("wrn-40-2", 10)) == 2_243_546
+        assert parameters(create_net("resnet18-cifar", 10)) == 11_173_962
+        assert parameters(create_net("resnet18-cifar", 100)) == 11_220_132
+        assert parameters(create_net("resnext50-cifar", 100)) == 23_177_124  # ResNeXt-50 but for stem and classes
+
+
+@pytest.mark.parametrize("name", ["resnet18-cifar", "resnext50-cifar"])
+def test_the_first_stage_of_a_cifar_resnet_sees_the_whole_resolution(name):
+    net, sizes = create_net(name, 3, channels=2).eval(), []
+    for stage in STAGES["resnet18-cifar"]:
+        net.get_submodule(stage).register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[2:]))
+    net(torch.randn(1, 2, 32, 32))
+    assert [tuple(size) for size in sizes] == [(32, 32), (16, 16), (8, 8), (4, 4)]
 
 
 def test_cnn_s_stays_small():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,15 +36,6 @@ def run_in(folder: Path, net: nn.Module, status: str = "finished", **config: obj
     checksum = run.write_weights("weights.safetensors", net.state_dict())
     run.describe({"status": status, "config": config, "files": {"weights.safetensors": checksum}})
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Many steps of a small network take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -192,6 +183,18 @@ def test_a_finished_run_is_loaded(tmp_path: Path):
     torch.testing.assert_close(teacher.logits(batches[0].images), net(batches[0].images))
     with pytest.raises(mixwell.BatchError, match=r"takes images of 2 channels, got \(8, 3"):
         teacher.logits(torch.randn(8, 3, 16, 16))
+
+
+@pytest.mark.parametrize("own_classes", [False, True])
+def test_of_a_run_with_a_further_head_the_plain_network_teaches(tmp_path: Path, own_classes: bool):
+    """As token_labeling's, whose predictor also asks the tokens' classifier."""
+    whole = nn.Module()
+    whole.net, whole.head = create_net("cnn-s", 4), nn.Linear(64, 4)
+    folder, batches = run_in(tmp_path / "run", whole, model="cnn-s", model_options={}), batches_of()
+    found = Pretrained(str(folder), owner="supermix", own_classes=own_classes)
+    found.prepare(workshop_of(batches, tmp_path))
+    images = batches[0].images
+    torch.testing.assert_close(found.logits(images), whole.net.eval()(images))
 
 
 def test_a_run_on_other_classes_is_loaded_where_they_need_not_be_the_recipes(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,15 +105,6 @@ def test_sizes_out_of_range(given: dict[str, int]):
     widths = (given.get("channels", 4), 8)
     with pytest.raises(mixwell.ParameterError, match=next(iter(given))):
         style_networks(given.get("image_channels", 3), widths)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Many steps of a small network take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

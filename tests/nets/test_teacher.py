@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mixwell
-from mixwell.nets.teacher import Teacher, ema_update, momentum_at, second_head
+from mixwell.nets.teacher import Teacher, ema_update, momentum_at, second_head, share_of_start
 
 Make = Callable[..., nn.Module]
 
@@ -35,6 +35,14 @@ def test_momentum_is_held_then_follows_a_cosine_from_the_first_step() -> None:
     assert at[1000] == pytest.approx(0.9999)
     assert at == sorted(at)
     assert momentum_at(mixwell.Clock(700), 0.99, 0.9999) == 0.99
+
+
+@pytest.mark.parametrize("total", [0, 1, 7, 900, 6000])
+def test_what_is_left_of_the_first_weights(total: int) -> None:
+    average, seen = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for step in range(total):
+        ema_update([average], [seen], momentum_at(mixwell.Clock(step, total)))
+    assert share_of_start(total) == pytest.approx(average.item(), rel=5e-3)
 
 
 def test_features_of_the_last_stage_but_one(cnn: Make, vit: Make) -> None:

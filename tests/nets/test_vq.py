@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,15 +92,6 @@ def test_the_total_is_its_parts():
     loss = net.loss(images, beta=2.0)
     torch.testing.assert_close(loss.total, loss.reconstruction + 3 * loss.codebook)
     torch.testing.assert_close(loss.reconstruction, F.mse_loss(net(images), images))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Hundreds of steps of a small network take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def colours(rows: int) -> torch.Tensor:

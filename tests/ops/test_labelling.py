@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mixwell.core.errors import ParameterError
+from mixwell.ops import labelling
 from mixwell.ops.labelling import least_labels, table_energy
 
 
@@ -33,6 +34,18 @@ def test_no_labelling_costs_less(size, labels):
     for grid in range(8):
         one = np.repeat(unary[grid : grid + 1], len(every), 0), np.repeat(table[grid : grid + 1], len(every), 0)
         assert found[grid] == pytest.approx(table_energy(*one, weight, every).min(), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (6, 3)], ids=str)
+@pytest.mark.parametrize("labels", [4, 6])
+def test_bounds_do_not_change_the_least_energy(size, labels, monkeypatch):
+    """Beside dynamic programming over all labels."""
+    unary, table, weight = instance(np.random.default_rng(8), 12, size, labels)
+    monkeypatch.setattr(labelling, "_FEW_STATES", 0)
+    bounded = table_energy(unary, table, weight, least_labels(unary, table, weight))
+    monkeypatch.setattr(labelling, "_FEW_STATES", np.inf)
+    every = table_energy(unary, table, weight, least_labels(unary, table, weight))
+    np.testing.assert_allclose(bounded, every, atol=1e-6)
 
 
 def test_the_energy_is_what_it_says():

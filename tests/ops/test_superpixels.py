@@ -123,12 +123,15 @@ def test_edges_are_followed():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_means_are_those_of_each_superpixel(dtype):
-    images, segments = torch.rand(3, 2, 9, 14).to(dtype), torch.randint(0, 6, (3, 9, 14))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("channels", [2, 11])
+def test_means_are_those_of_each_superpixel(dtype, layout, channels):
+    images = torch.rand(3, channels, 9, 14).to(dtype).contiguous(memory_format=layout)
+    segments = torch.randint(0, 6, (3, 9, 14))
     segments[segments == 4] = 0
     means = superpixel_means(images, segments, 7)
     assert means.dtype == torch.promote_types(dtype, torch.float32)
     for row, label in np.ndindex(3, 7):
         inside = images[row].double()[:, segments[row] == label]
-        expected = inside.mean(1) if inside.numel() else torch.zeros(2)
+        expected = inside.mean(1) if inside.numel() else torch.zeros(channels)
         torch.testing.assert_close(means[row, :, label].double(), expected.double(), atol=1e-5, rtol=0)

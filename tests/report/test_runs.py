@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mixwell import RunError
-from mixwell.report import Estimate, Run, rows_of
+from mixwell.report import Estimate, find_runs, rows_of
+from mixwell.train import Run
 
 Finished = Callable[..., Run]
 
@@ -60,3 +62,78 @@ def test_refusals(finished: Finished, tmp_path: Path) -> None:
         finished("mixup", status="running")
     with pytest.raises(RunError, match=r"no run\.json"):
         Run.read(tmp_path / "elsewhere")
+
+
+def test_evaluations_are_read_and_their_absence_is_none(finished: Finished, evaluation: Callable[..., Any]) -> None:
+    told = evaluation(attacks=None, intrusion=None)
+    assert finished("mixup", evaluation=told).evaluation == told
+    assert finished("cutmix").evaluation is None
+    mixup, cutmix = rows_of([finished("mixup", 1, evaluation=told), finished("cutmix", 1)])
+    assert mixup.estimate("corruption_error") == Estimate(0.3, None)
+    assert mixup.estimate("ood_energy") == Estimate(0.85, None)
+    assert [mixup.estimate(name) for name in ("fgsm", "intrusion")] == [None, None]
+    assert (cutmix.estimate("corruption_error"), cutmix.reliability, cutmix.mean("corruptions", "errors")) == (
+        None,
+    ) * 3
+
+
+def test_a_damaged_evaluation_is_told(finished: Finished, evaluation: Callable[..., Any]) -> None:
+    path = finished(evaluation=evaluation()).folder / "evaluation.json"
+    path.write_text(path.read_text().replace("0.85", "0.95", 1))
+    with pytest.raises(RunError, match=r"evaluation\.json is damaged or was edited"):
+        find_runs([path.parent])
+
+
+def test_figures_are_means_over_the_seeds_that_have_them(finished: Finished, evaluation: Callable[..., Any]) -> None:
+    tellings = [
+        evaluation(corruptions={"error": 0.2, "errors": {"fog": [0.1, 0.3]}}),
+        None,
+        evaluation(corruptions={"error": 0.4, "errors": {"fog": [0.3, 0.5]}}),
+    ]
+    (row,) = rows_of([finished("mixup", seed, evaluation=told) for seed, told in enumerate(tellings)])
+    assert row.values["corruption_error"] == {0: 0.2, 2: 0.4}
+    found = row.estimate("corruption_error")
+    assert found is not None
+    assert found.mean == pytest.approx(0.3)
+    assert row.mean("corruptions", "errors") == {"fog": pytest.approx([0.2, 0.4])}
+    assert row.mean("intrusion", "by_lam")[1]["rate"] is None
+
+
+def test_reliability_is_that_of_all_predictions_together(finished: Finished, evaluation: Callable[..., Any]) -> None:
+    seeds = [
+        {"counts": [0, 10, 30], "confidences": [0.0, 0.5, 0.9], "accuracies": [0.0, 0.4, 0.8]},
+        {"counts": [0, 30, 10], "confidences": [0.0, 0.6, 0.8], "accuracies": [0.0, 0.8, 0.4]},
+    ]
+    (row,) = rows_of([finished("mixup", i, evaluation=evaluation(reliability=each)) for i, each in enumerate(seeds)])
+    pooled = row.reliability
+    assert pooled is not None
+    assert pooled.counts == (0, 40, 40)
+    assert pooled.confidences == pytest.approx((0, 0.575, 0.875))
+    assert pooled.accuracies == pytest.approx((0, 0.7, 0.7))
+
+
+def test_seeds_must_be_evaluated_alike(finished: Finished, evaluation: Callable[..., Any]) -> None:
+    few = evaluation(settings={"parts": ["clean"], "seed": 0, "images": 100})
+    part = evaluation(settings={"parts": ["ood"], "seed": 0, "images": None})
+    runs = [finished("mixup", 0, evaluation=evaluation()), finished("mixup", 1, evaluation=part)]
+    assert len(rows_of(runs)) == 1
+    with pytest.raises(RunError, match="images is 100, was None"):
+        rows_of([*runs, finished("mixup", 2, evaluation=few)])
+
+
+def test_every_finished_run_below_is_found_once(finished: Finished, run_in: Finished, tmp_path: Path) -> None:
+    runs = [finished("none"), run_in(tmp_path / "deep" / "er", "cutmix", 1)]
+    with pytest.raises(RunError, match="unfinished"):
+        run_in(tmp_path / "deep", "mixup", status="running")
+    found = find_runs([tmp_path, tmp_path / "deep", runs[0].folder])
+    assert {run.folder for run in found.runs} == {run.folder for run in runs}
+    assert len(found.runs) == 2
+    (unfinished,) = found.unfinished
+    assert unfinished.parent == tmp_path / "deep"
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(RunError, match="there is no run in"):
+        find_runs([tmp_path / "bare"])
+    with pytest.raises(RunError, match=r"only unfinished runs \(1\)"):
+        find_runs([unfinished])
+    with pytest.raises(RunError, match="There is no folder"):
+        find_runs([tmp_path / "elsewhere"])

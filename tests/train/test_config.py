@@ -31,6 +31,8 @@ from mixwell.train import TrainConfig
         ("decay_rate", 0.0),
         ("decay_milestones", (0,)),
         ("label_smoothing", 1.5),
+        ("label_noise", 1.5),
+        ("label_noise", "some"),
         ("clip", 0.0),
         ("ema", 1.0),
         ("ema", 0.0),
@@ -72,6 +74,20 @@ def test_only_what_changes_the_training_changes_the_hash():
     assert same.hash == config.hash
     assert TrainConfig(lr=0.2).hash != config.hash
     assert TrainConfig(data_options={"size": 28}).hash != config.hash
+
+
+def test_configs_without_label_noise_keep_the_hash_they_had_before_there_was_any():
+    assert TrainConfig().hash == "5c31e0fe"
+    assert "label_noise" not in TrainConfig(label_noise=0).identity
+    assert TrainConfig(label_noise=0.4).hash != TrainConfig().hash
+
+
+def test_younger_fields_leave_the_hash_of_older_runs_where_they_are_not_set():
+    identity = TrainConfig().identity
+    assert not {"augment_options", "decay_norms"} & identity.keys()
+    for changed in ({"augment_options": {"erase": 0.5}}, {"decay_norms": True}):
+        assert TrainConfig(**changed).hash != TrainConfig().hash
+        assert TrainConfig(**changed).identity.items() >= changed.items()
 
 
 def test_the_folder_is_named_after_the_run():

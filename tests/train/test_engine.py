@@ -22,7 +22,8 @@ from mixwell import (
     UnknownMethod,
 )
 from mixwell.data import InMemory, Loader, from_datasets
-from mixwell.train import train
+from mixwell.data.varied import Varied
+from mixwell.train import Run, RunFolder, check, train, trained
 from mixwell.train.optim import steppers
 
 
@@ -50,6 +51,8 @@ def test_the_loss_falls_and_the_folder_tells_the_story(quick, digits, recipe):
     assert run["status"] == "finished"
     assert run["result"]["accuracy"] == result.accuracy
     assert run["config"]["recipe"] == recipe
+    assert run["processor"].endswith(f"({torch.backends.cpu.get_cpu_capability()})")
+    assert len(run["processor"]) > len("( AVX512)")
     assert run["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
 
 
@@ -72,6 +75,31 @@ def test_a_finished_run_returns_its_result_without_training(quick, digits, turns
     assert not turns
     assert again == first
     assert "finished" in capsys.readouterr().err
+
+
+def test_a_finished_run_without_weights_is_finished(quick, digits, flat, turns):
+    result = train(quick(ema=0.9), dataset=digits, progress=False)
+    (result.folder / "samples").mkdir()
+    RunFolder(result.folder).drop_weights()
+    assert sorted(path.name for path in result.folder.iterdir()) == ["history.jsonl", "run.json"]
+    assert RunFolder(result.folder).run()["dropped"] == ["ema.safetensors", "weights.safetensors"]
+    turns.clear()
+    assert train(quick(ema=0.9), dataset=digits, progress=False) == result
+    assert turns == []
+    assert Run.read(result.folder).facts["result"]["accuracy"] == result.accuracy
+    with pytest.raises(RunError, match="were dropped"):
+        RunFolder(result.folder).weights("weights.safetensors")
+
+
+def test_a_config_is_checked_without_a_trace(quick, digits, monkeypatch, turns):
+    monkeypatch.setattr("mixwell.train.engine.prepare", pytest.fail)
+    check(quick(recipe="djmix"), dataset=digits)
+    with pytest.raises(IncompatibleRecipe, match="self-attention"):
+        check(quick(recipe="transmix"), dataset=digits)
+    with pytest.raises(ParameterError, match="optimizer"):
+        check(quick(optimizer="sdg"), dataset=digits)
+    assert turns == []
+    assert not quick().folder.exists()
 
 
 def test_a_network_of_ones_own_is_trained_in_place_and_gets_the_weights_of_a_finished_run(quick, digits, flat, turns):
@@ -260,6 +288,28 @@ def test_warm_up_rises_to_the_learning_rate_and_cosine_falls_from_it(quick, flat
     decayed = [group["weight_decay"] for group in stepper.optimizer.param_groups]
     assert decayed == [5e-4, 0.0]
     assert all(parameter.ndim == 1 for parameter in stepper.optimizer.param_groups[1]["params"])
+
+
+def test_augment_options_reach_the_training_and_what_reads_its_run(quick, outcome):
+    options = {"least_area": 0.5, "randaugment": "rand-m5-inc1", "erase": 0.5}
+    fields = {"data_options": {"size": 16}, "augment": "rrc-flip", "epochs": 1, "batch_size": 200}
+    plain, varied = quick("plain", **fields), quick("varied", **fields, augment_options=options)
+    for config in (plain, varied, quick("again", **fields, augment_options=options)):
+        train(config, progress=False)
+    assert outcome(varied.folder) == outcome(varied.folder.parent / "again")
+    assert outcome(varied.folder)[1] != outcome(plain.folder)[1]
+    read = trained(Run.read(varied.folder)).data.train
+    assert isinstance(read, Varied)
+    assert (read.augment, read.dataset.least_area, read.settings[:2]) == ("rrc-flip", 0.5, ("rand-m5-inc1", 0.5))
+
+
+def test_weight_decay_on_norms_and_biases_if_asked(quick, cnn):
+    model = cnn()
+    groups = [{"params": list(model.parameters()), "turn": "main"}]
+    (stepper,) = steppers(quick(weight_decay=1e-4, decay_norms=True), groups, model, 5).values()
+    (group,) = stepper.optimizer.param_groups
+    assert group["weight_decay"] == 1e-4
+    assert len(group["params"]) == len(list(model.parameters()))
 
 
 def test_without_a_terminal_every_epoch_is_one_line(quick, digits, capsys):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 
 SCRIPT = """
 import json, sys
@@ -82,7 +83,21 @@ RUNS = ["plain", "owned", "players", "hidden"]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes ended with, by the name of the run."""
-    folder = tmp_path_factory.mktemp("ranks")
+    shared = "PYTEST_XDIST_WORKER" in os.environ  # the workers of one session have folders side by side
+    folder = tmp_path_factory.getbasetemp().parent / "ranks" if shared else tmp_path_factory.mktemp("ranks")
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            _run_both(folder)
+
+    def read(name):
+        return [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    read.folder = folder
+    return read
+
+
+def _run_both(folder):
+    folder.mkdir(exist_ok=True)
     (folder / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"],
@@ -93,12 +108,7 @@ def ranks(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-
-    def read(name):
-        return [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-    read.folder = folder
-    return read
+    (folder / "done").touch()
 
 
 @pytest.mark.parametrize("name", RUNS)

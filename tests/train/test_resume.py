@@ -141,6 +141,29 @@ def test_a_full_disk_leaves_the_last_state_whole_and_the_same_command_resumes(qu
     assert outcome(tmp_path / "full") == outcome(tmp_path / "whole")
 
 
+def test_a_run_that_is_stopped_after_an_epoch_goes_on_there_and_ends_as_one_that_was_not(quick, digits, outcome, turns):
+    config, asked = quick(recipe="cutmix", epochs=4), []
+
+    def stop(record):
+        asked.append(record["epoch"])
+        return record["epoch"] == 2
+
+    so_far = train(config, dataset=digits, progress=False, stop=stop)
+    assert asked == [1, 2]
+    assert len(so_far.history) == 2
+    assert so_far.accuracy == so_far.history[-1]["accuracy"]
+    assert json.loads((config.folder / "run.json").read_text())["status"] == "running"
+    assert not (config.folder / "weights.safetensors").exists()
+    assert len(turns) == 2 * 6
+    result = train(config, dataset=digits, progress=False, stop=stop)
+    assert asked == [1, 2, 3]
+    assert len(turns) == 4 * 6
+    assert result.history[:2] == so_far.history
+    whole = quick("whole", recipe="cutmix", epochs=4)
+    train(whole, dataset=digits, progress=False)
+    assert outcome(config.folder) == outcome(whole.folder)
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_does(quick, digits, outcome, stops, capsys):
     changes = {**HARD, "data_options": {}, "batch_size": 25}
     train(quick("whole", **changes), dataset=digits, progress=False)

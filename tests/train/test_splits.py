@@ -6,7 +6,8 @@ import pytest
 
 from mixwell import Recipe
 from mixwell.core.errors import ParameterError
-from mixwell.train import train
+from mixwell.data import load
+from mixwell.train import Run, train, trained
 
 LOOKING = [
     *("metamixup", "camixup", "genlabel(density=kde)", "genlabel(covariance=shared)", "adamixup"),
@@ -14,6 +15,7 @@ LOOKING = [
 ]
 
 
+@pytest.mark.matrix(keep=8)
 @pytest.mark.parametrize("recipe", LOOKING)
 @pytest.mark.parametrize("step", [9, 14], ids=["within an epoch", "late"])
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(quick, digits, outcome, stops, recipe, step):
@@ -72,3 +74,35 @@ def test_statistics_are_learnt_before_each_epoch_of_the_mix(quick, digits, monke
     monkeypatch.setattr(Recipe, "before_epoch", lambda self, model, clock: clocks.append((clock.epoch, clock.step)))
     train(quick(recipe="mixup", epochs=3, mix_until=2), dataset=digits, progress=False)
     assert clocks == [(0, 0), (1, 6)]
+
+
+def test_wrong_labels_are_trained_on_and_held_out_and_never_tested(quick, digits, monkeypatch):
+    true = {tuple(image.flatten().tolist()): int(label) for image, label in digits.train}
+    seen = {"trained": {}, "kept": {}}
+
+    def note(where, batch):
+        for image, label in zip(batch.pixels.raw(batch.images), batch.labels.tolist(), strict=True):
+            seen[where][tuple((image * 255).round().int().flatten().tolist())] = label
+
+    turns = Recipe.turns
+
+    def spy(self, model, images, labels=None, **options):
+        note("trained", images)
+        for batch in self._progress.data.held_out():
+            note("kept", batch)
+        return turns(self, model, images, labels, **options)
+
+    monkeypatch.setattr(Recipe, "turns", spy)
+    changes = {"recipe": "metamixup", "held_out": 0.2, "label_noise": 0.4, "epochs": 1, "warmup_epochs": 0}
+    train(quick(**changes), dataset=digits, progress=False)
+    labels = {**seen["trained"], **seen["kept"]}
+    assert [len(each) for each in seen.values()] == [240, 60]
+    assert sum(labels[image] != label for image, label in true.items()) == 120
+    assert 10 < sum(seen["kept"][image] != true[image] for image in seen["kept"]) < 40
+
+
+def test_a_trained_network_comes_with_the_labels_that_it_was_trained_on(quick):
+    config = quick(label_noise=0.4, data_options={"size": 16}, epochs=1, seed=2, batch_size=200)
+    train(config, progress=False)
+    wrong = trained(Run.read(config.folder)).data.train.labels != load("digits").train.labels
+    assert int(wrong.sum()) == 560

@@ -10,7 +10,10 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from shutil import get_terminal_size
 
 from mixwell import __version__
@@ -24,6 +27,13 @@ COMMANDS = {
     "show": "a method's page, or what a recipe does; with --model, whether a network suits it",
     "prepare": "make what a recipe needs before training; train does it by itself",
     "train": "train a network with a recipe; the same command again resumes the run",
+    "evaluate": "how good, calibrated and robust trained networks are, and what their recipes cost",
+    "bench": "train recipes × data × models × seeds, from a file; on several processes, or on Ray",
+    "search": "which recipes suit your data and network: the best of many, within a budget",
+    "report": "one page about all finished runs below a folder: leaderboards, intervals, comparisons, curves",
+    "gallery": "what every method makes of images, as pictures on a page",
+    "export": "the network of a run as a plain state dict",
+    "predict": "what the network of a run takes images for",
     "conformance": "compare every method with the outputs of its authors' code",
 }
 """Each is a module of `mixwell.cli.commands` with a `main(argv)`, imported when it is called."""
@@ -31,6 +41,10 @@ COMMANDS = {
 _EXTRAS = {
     "train": ("accelerate", "rich", "safetensors", "sklearn", "timm", "torchmetrics", "torchvision", "tyro"),
     "report": ("jinja2", "PIL"),
+    "ray": ("ray",),
+    "search": ("optuna",),
+    "vision": ("skimage",),
+    "hf": ("datasets",),
 }
 """The modules that each extra installs."""
 
@@ -47,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="replace")
     try:
-        code = _dispatch(argv)
+        with _warnings_in_words():
+            code = _dispatch(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is left in the buffer has no reader either; without this, Python complains while it exits.
@@ -65,6 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_block(f"Error: {message}"), file=sys.stderr)
         return 1
     return code
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """Warnings that mixwell itself gives are shown without the line of code that they come from."""
+    usual, own = warnings.formatwarning, str(Path(__file__).parent.parent)
+
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(own) and category is UserWarning:
+            return f"{_block(f'Warning: {message}')}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _dispatch(argv: Sequence[str]) -> int:

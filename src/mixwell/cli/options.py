@@ -7,7 +7,7 @@ import inspect
 import os
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, field, fields, make_dataclass
 from functools import partial
@@ -35,7 +35,9 @@ def read_options(
     prog: str,
     description: str,
     groups: Mapping[str, Sequence[str]] | None = None,
-    positional: str = "",
+    positional: str | Sequence[str] = (),
+    short: Mapping[str, str] | None = None,
+    presets: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> T:
     """Read a dataclass from the words of a command line.
 
@@ -44,7 +46,9 @@ def read_options(
         prog: what the help calls the command.
         description: one line; the help does not wrap it.
         groups: titles in the help and the fields under each; fields that are in none come first.
-        positional: the field that is given without its name.
+        positional: the fields that are given without their names.
+        short: a second name of a field's option, such as "-o".
+        presets: what the name after an option --preset stands for: values of fields, which options of their own change.
 
     Raises:
         SystemExit: 2 for wrong usage, 0 after --help.
@@ -52,7 +56,11 @@ def read_options(
     if os.environ.get("NO_COLOR"):
         tyro._experimental_options["ansi_codes"] = False
     groups = groups or {}
-    declared = _declarations(config, positional)
+    named = (positional,) if isinstance(positional, str) else positional
+    start = {} if presets is None else _start(argv, presets)
+    declared = _declarations(config, named, short or {}, start)
+    if presets is not None:
+        declared = {_PRESET[0]: _PRESET, **declared}
     grouped = [
         _group(f"group_{place}", title, [declared.pop(name) for name in names])
         for place, (title, names) in enumerate(groups.items())
@@ -69,29 +77,68 @@ def read_options(
     values = dict(vars(given))
     for name, _, _ in grouped:
         values |= vars(values.pop(name))
+    if presets is not None:
+        del values[_PRESET[0]]
     return config(**values)
 
 
 _Declaration = tuple[str, Any, Any]
 """Name, type and `dataclasses.field` of an option."""
 
+_PRESET: _Declaration = (
+    "preset",
+    Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="A published training, whose settings then stand where no other option is given; mixwell list "
+            "--presets shows all.",
+            metavar="FAMILY/METHOD",
+            help_behavior_hint="",
+        ),
+    ],
+    field(default=None),
+)
 
-def _declarations(config: Any, positional: str) -> dict[str, _Declaration]:
+
+def _start(argv: Sequence[str], presets: Callable[[str], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The values of the preset that the words name; of the last one, if they name several."""
+    given: str | None = None
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == "--preset":
+            given = following
+        elif word.startswith("--preset="):
+            given = word.partition("=")[2]
+    return {} if given is None else presets(given)
+
+
+def _declarations(
+    config: Any, positional: Sequence[str], short: Mapping[str, str], start: Mapping[str, Any]
+) -> dict[str, _Declaration]:
     hints, docs = get_type_hints(config, include_extras=True), _field_docs(config)
     found: dict[str, _Declaration] = {}
     for each in fields(config):
         default = each.default if each.default_factory is MISSING else each.default_factory()
+        default = start.get(each.name, default)
+        alone, many = each.name in positional, get_origin(hints[each.name]) is tuple
         label = tyro.conf.arg(
             help=docs[each.name],
-            metavar=positional.upper() if each.name == positional else _metavar(hints[each.name]),
-            help_behavior_hint="" if default is None or default is False or default in ((), {}) else None,
+            metavar=each.name.upper() + " ..." * many if alone else _metavar(hints[each.name]),
+            aliases=[short[each.name]] if each.name in short else None,
+            help_behavior_hint=_behaviour(default, many),
         )
         hint: Any = Annotated[hints[each.name], label]
-        if each.name == positional:
+        if alone:
             hint = Annotated[hint, tyro.conf.Positional]
         given = field() if default is MISSING else field(default_factory=partial(copy, default))
         found[each.name] = (each.name, hint, given)
     return found
+
+
+def _behaviour(default: Any, many: bool) -> str | None:
+    """What the help says of a default; None for tyro's own words."""
+    if default is MISSING and many:
+        return "(required)"
+    return "" if default is None or default is False or default in ((), {}) else None
 
 
 def _group(name: str, title: str, declared: Iterable[_Declaration]) -> _Declaration:
@@ -124,7 +171,7 @@ def _metavar(hint: Any) -> str | None:
     if origin in (Union, types.UnionType) and type(None) in args and len(args) == 2:
         return _metavar(next(arg for arg in args if arg is not type(None)))
     if origin is tuple:
-        return f"{_METAVARS[args[0]]} ..."
+        return f"{_metavar(args[0])} ..."
     return "KEY=VALUE ..." if origin is dict else _METAVARS.get(hint)
 
 

@@ -38,21 +38,28 @@ def cache_folder() -> Path:
 
 
 def cached(
-    kind: str, settings: Mapping[str, Any], make: Callable[[], dict[str, Tensor]], folder: Path | None = None
+    kind: str,
+    settings: Mapping[str, Any],
+    make: Callable[[], dict[str, Tensor]],
+    folder: Path | None = None,
+    *,
+    sound: Callable[[dict[str, Tensor]], bool] = bool,
 ) -> dict[str, Tensor]:
     """The artefact of these settings: read from the cache, or made and written there atomically.
 
-    A file that cannot be read is made anew. Where the cache cannot be written, what was made is returned all the same.
+    A file that cannot be read, or holds what is not `sound`, is made anew. Where the cache cannot be written, what was
+    made is returned all the same.
 
     Args:
         kind: what it is; the first part of the file's name.
         settings: everything that it depends on, as JSON values.
         make: makes it, on the CPU.
         folder: the cache; `cache_folder()` if not given.
+        sound: whether what was read can be relied on.
     """
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
     path = (folder or cache_folder()) / f"{kind}-{digest}.pt"
-    if path.is_file() and (found := _read(path)) is not None:
+    if path.is_file() and (found := _read(path)) is not None and sound(found):
         return found
     made = make()
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

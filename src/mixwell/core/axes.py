@@ -327,6 +327,8 @@ class Blend(Piece):
         by_channel: whether channels of one pixel may come from different sources.
         shows_shares: whether label shares are the shares that are shown; not where they follow saliency.
         exact: whether its mixes are made of the sources' own values; not where a network renders them.
+        repeats: whether `Mix.apply` does to any aligned tensor what was done to the images; not where they are rendered
+            or mixed with what is not in the batch.
     """
 
     slot = Slot.BLEND
@@ -339,6 +341,7 @@ class Blend(Piece):
     by_channel: bool = False
     shows_shares: bool = True
     exact: bool = True
+    repeats: bool = True
 
     @property
     def offers(self) -> frozenset[Need]:

@@ -86,6 +86,16 @@ class Batch:
             )
         return self.pixels.raw(self.images)
 
+    def at(self, rows: Int[Tensor, " n"]) -> Batch:
+        """The batch of these rows alone."""
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            index=None if self.index is None else self.index[rows],
+            extras={name: value[rows] for name, value in self.extras.items()},
+        )
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False, channels_last: bool = False) -> Batch:
         """The same batch on `device` (images in channels_last memory if asked)."""
 

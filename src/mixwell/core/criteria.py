@@ -19,6 +19,7 @@ __all__ = [
     "PerSource",
     "SoftCrossEntropy",
     "SoftmaxBinaryCrossEntropy",
+    "SquaredError",
     "criterion_of",
     "softmax_bce",
 ]
@@ -93,6 +94,29 @@ class SoftmaxBinaryCrossEntropy(Criterion):
         return softmax_bce(logits, targets.dense(logits.shape[1], self.smoothing))
 
 
+class SquaredError(Criterion):
+    """Squared error of the outputs from the share-weighted mean of numeric targets, for regression.
+
+    Targets are (B,) or (B, D) floating rows; the mean over D.
+    """
+
+    needs = frozenset({Need.SIMPLEX})
+    smoothable = weightable = False
+
+    def rows(self, logits: Float[Tensor, "r ..."], targets: Targets) -> Float[Tensor, " r"]:
+        if targets.hard:
+            raise BatchError(
+                f"criterion='mse' is for numbers, got class ids ({targets.pool.dtype}). Give floating targets (B,) or "
+                "(B, D), or take cross-entropy."
+            )
+        wanted = targets.dense().float()
+        if logits.numel() != wanted.numel():
+            raise BatchError(
+                f"The outputs must have the shape of the targets, {tuple(wanted.shape)}, got {tuple(logits.shape)}."
+            )
+        return (logits.float().view_as(wanted) - wanted).square().reshape(len(wanted), -1).mean(1)
+
+
 class PerSource(Criterion):
     """A loss of the user's own: `loss(outputs, labels) -> (R,)` per source, weighted by the label shares."""
 
@@ -125,12 +149,13 @@ _NAMED: dict[str, type[Criterion]] = {
     "cross_entropy": SoftCrossEntropy,
     "bce": BinaryCrossEntropy,
     "softmax_bce": SoftmaxBinaryCrossEntropy,
+    "mse": SquaredError,
 }
 
 
 def criterion_of(value: Any) -> Criterion:
-    """A criterion by name ("cross_entropy", "bce", "softmax_bce"), a Criterion, or a callable `(outputs, labels) ->
-    (R,)`.
+    """A criterion by name ("cross_entropy", "bce", "softmax_bce", "mse"), a Criterion, or a callable `(outputs, labels)
+    -> (R,)`.
 
     Raises:
         ParameterError: anything else.

@@ -11,11 +11,11 @@ from numpy.random import Generator
 from torch import Tensor
 
 from mixwell.core.axes import Blend, Place, Ratio, Scene
-from mixwell.core.errors import IncompatibleRecipe, ParameterError, SiteError
+from mixwell.core.errors import ParameterError, SiteError
 from mixwell.core.mix import Mix, Partners
 from mixwell.probe import Anatomy, Want
 
-__all__ = ["ByPlace", "ByPlaceDraws", "Hidden", "LamByPlace", "Sites", "check_rows", "hidden_only", "sites_of"]
+__all__ = ["ByPlace", "ByPlaceDraws", "Hidden", "LamByPlace", "Sites", "hidden_only", "sites_of"]
 
 Sites = tuple[int | str, ...]
 """Stage numbers (0 is the input, 1 the first stage's output, -1 the last's), "input", "stem", "embedding", or names of
@@ -95,19 +95,6 @@ def hidden_only(sites: Sites) -> Sites:
     if not sites or 0 in sites or "input" in sites:
         raise ParameterError(f"Moments change at hidden sites, such as 'stem', 1 or 'layer1'; got {sites!r}.")
     return sites
-
-
-def check_rows(hidden: Float[Tensor, "r c h w"], rows: int, site: str) -> None:
-    """See that the map has the rows that partners were drawn for.
-
-    Raises:
-        IncompatibleRecipe: a mix before the site made more or fewer rows than the batch has.
-    """
-    if len(hidden) != rows:
-        raise IncompatibleRecipe(
-            f"Moments of {rows} images change at site {site!r}, but the images were mixed into {len(hidden)} rows "
-            "before. Mix them into as many rows, as cutmix does, or behind the site."
-        )
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from mixwell.core.algebra import Node, parse
 from mixwell.core.artefacts import Progress, Workshop
 from mixwell.core.axes import (
+    Blend,
     Criterion,
     Draws,
     Inside,
@@ -24,6 +25,7 @@ from mixwell.core.axes import (
     Piece,
     Place,
     Scene,
+    SelfBlend,
     Slot,
     Statistics,
     Step,
@@ -33,7 +35,7 @@ from mixwell.core.batch import Batch, Pixels
 from mixwell.core.check import Validate, check_images, check_labels, validate_of
 from mixwell.core.clock import Clock
 from mixwell.core.compose import LOSS_SLOTS, Chosen, compose
-from mixwell.core.criteria import BinaryCrossEntropy, PerSource, SoftCrossEntropy, criterion_of
+from mixwell.core.criteria import BinaryCrossEntropy, PerSource, SoftCrossEntropy, SquaredError, criterion_of
 from mixwell.core.errors import (
     BatchError,
     IncompatibleRecipe,
@@ -44,6 +46,7 @@ from mixwell.core.errors import (
     number_in,
 )
 from mixwell.core.mix import Mix
+from mixwell.core.mixed import Mixed
 from mixwell.core.plain import Input, Shares
 from mixwell.core.policy import Policy, picked
 from mixwell.core.rng import Streams, distributed, key_of, seeded
@@ -117,8 +120,11 @@ class _Option(Policy):
         self.beyond_images = sorted(
             chosen.owners[piece] for piece in chosen.essential if piece.slot in LOSS_SLOTS or piece.network
         )
+        self.unrepeatable = self._unrepeatable()
         self.clean_loss = (
-            self.criterion if isinstance(self.criterion, BinaryCrossEntropy | PerSource) else SoftCrossEntropy()
+            self.criterion
+            if isinstance(self.criterion, BinaryCrossEntropy | SquaredError | PerSource)
+            else SoftCrossEntropy()
         )
 
     def _name_of(self, piece: Piece) -> str:
@@ -145,6 +151,23 @@ class _Option(Policy):
         found.num_classes = self.num_classes
         return found
 
+    def mixed(self, step: Step, targets: Targets) -> Mixed:
+        """What became of the batch, and whether other tensors can be mixed alike."""
+        refusal, site = self.unrepeatable, step.scene.site
+        if not refusal and site is not None:
+            refusal = f"The images were mixed inside the network, at {site!r}: their own grid has no such mix."
+        return Mixed(step.mix.images, targets, step.mix, len(step.batch), refusal)
+
+    def _unrepeatable(self) -> str:
+        """Why what is done to images cannot be done to another tensor; empty if it can."""
+        for part in self.modules():  # also those of recipes inside pieces
+            name = self.owners.get(cast(Any, part), type(part).__name__)
+            if isinstance(part, SelfBlend):
+                return f"{name} changes each image by itself, which cannot be repeated on another tensor."
+            if isinstance(part, Blend) and not part.repeats:
+                return f"{name} renders its mixes, or mixes more than the batch, which cannot be repeated."
+        return ""
+
     def turns(
         self, probe: Probe, model: nn.Module, batch: Batch, draws: Draws, clock: Clock, data: Splits
     ) -> Iterator[Turn]:
@@ -170,7 +193,7 @@ class _Option(Policy):
                 parts["wrapped"] = wrapped.detach()
             total = wrapped
         parts |= {name: value.detach() for name, value in step.notes.items()}
-        yield Turn(total, "main", parts, step.outputs.logits.detach(), targets)
+        yield Turn(total, "main", parts, step.outputs.logits.detach(), targets, mixed=self.mixed(step, targets))
         for piece in self.pieces:
             piece.observe(step)
 
@@ -311,6 +334,10 @@ class _Option(Policy):
         return frozenset(want for piece in self.pieces for want in piece.views())
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
@@ -365,10 +392,18 @@ class Recipe(nn.Module):
     """
 
     def __init__(
-        self, node: Node, settings: _Settings, *, seed: int = 0, pixels: Pixels | None = None, validate: str = "sampled"
+        self,
+        node: Node,
+        settings: _Settings,
+        *,
+        seed: int = 0,
+        pixels: Pixels | None = None,
+        validate: str = "sampled",
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         self.node = node
+        self.ignore_index = ignore_index
         self.num_classes = settings.num_classes
         self.pixels = pixels
         self.validate: Validate = validate_of(validate)
@@ -417,6 +452,11 @@ class Recipe(nn.Module):
         )
 
     @property
+    def beyond_images(self) -> tuple[str, ...]:
+        """The methods that act in the network or in the loss; if there are none, `mix_batch` serves."""
+        return tuple(self._beyond_images)
+
+    @property
     def sites(self) -> frozenset[str]:
         """Every hidden site at which it may mix or change moments. Known once it is bound."""
         mixing = [option.place.sites_used() for option in self._each if option.blend is not None]
@@ -434,7 +474,7 @@ class Recipe(nn.Module):
             IncompatibleRecipe: the network lacks what a method needs; names the method and what would work.
         """
         self._probe = Probe(model, example)
-        self._progress.data.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._progress.data.device = _device_of(model)
         for option in self._each:
             for piece in option.pieces:
                 owner = option.owners.get(piece, type(piece).__name__)
@@ -523,7 +563,7 @@ class Recipe(nn.Module):
         """
 
         def of_here(batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
-            return (self._batch(batch, None) for batch in batches())
+            return self._kept_of(batches())
 
         workshop = Workshop(partial(of_here, batches), data, torch.device(device), self.num_classes, rows=rows)
         if unaugmented is not None:
@@ -561,7 +601,7 @@ class Recipe(nn.Module):
         """
 
         def of_here(batches: Callable[[], Iterable[Batch]] | None) -> Callable[[], Iterator[Batch]] | None:
-            return None if batches is None else lambda: (self._batch(batch, None) for batch in batches())
+            return None if batches is None else lambda: self._kept_of(batches())
 
         self._progress.data = Splits(of_here(train), of_here(held_out), self._progress.data.device)
         return self
@@ -573,6 +613,7 @@ class Recipe(nn.Module):
             MixwellError: a piece looks at data that `use_data` did not tell of.
         """
         probe = self._probe_of(model)
+        self._progress.data.device = _device_of(model)  # which may have been moved since it was bound
         for option in self._each:
             for piece in option.pieces:
                 piece.before_epoch(probe.net, self._progress.data, clock or Clock(self.steps))
@@ -587,7 +628,7 @@ class Recipe(nn.Module):
         *,
         clock: Clock | None = None,
     ) -> tuple[Float[Tensor, "b ..."], Targets]:
-        """Mixed images and their targets, without a network.
+        """Mixed images and their targets, without a network; `mixed` also gives how they were mixed.
 
         Also a `collate_fn`: given a list of (image, label) samples, it collates them first. Every loading worker draws
         its own numbers; they are the same again under the same seed of the DataLoader's generator.
@@ -600,6 +641,23 @@ class Recipe(nn.Module):
         Raises:
             IncompatibleRecipe: the recipe needs a network, or says something about the loss that targets cannot carry.
             BatchError: images or labels that must not be trained on.
+        """
+        found = self.mixed(images, labels, clock=clock)
+        return found.images, found.targets
+
+    def mixed(
+        self,
+        images: Float[Tensor, "b ..."] | Batch | Sequence[tuple[Any, Any]],
+        labels: Shaped[Tensor, "b ..."] | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> Mixed:
+        """What `mix_batch` makes, and how: `mixed.apply(x)` mixes what is aligned with the images in the same way.
+
+        In a training step, `turn.mixed` is the same.
+
+        Raises:
+            IncompatibleRecipe, BatchError: as `mix_batch`.
         """
         if self._beyond_images:
             raise IncompatibleRecipe(
@@ -618,8 +676,8 @@ class Recipe(nn.Module):
         option = self._option(clock)
         draws = option.draw(len(batch), self._streams, clock.step)
         scene = Scene(batch, draws, None, None, clock)
-        mix = option.mix(option.views(scene)[0], scene)
-        return mix.images, option.targets(Step(scene, mix, _UNSEEN))
+        step = Step(scene, option.mix(option.views(scene)[0], scene), _UNSEEN)
+        return option.mixed(step, option.targets(step))
 
     def forward(
         self,
@@ -726,10 +784,33 @@ class Recipe(nn.Module):
         if isinstance(images, Batch):
             if labels is not None:
                 raise BatchError("Give either a Batch or images and labels, not both.")
-            return images if images.pixels is not None or self.pixels is None else replace(images, pixels=self.pixels)
+            known = images.pixels is not None or self.pixels is None
+            return self._kept(images if known else replace(images, pixels=self.pixels))
         if labels is None:
             raise BatchError("labels are missing: expected images and labels, or a Batch.")
-        return Batch(images, labels, self.pixels)
+        return self._kept(Batch(images, labels, self.pixels))
+
+    def _kept_of(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches of the training data, but for those of which nothing is kept."""
+        for batch in batches:
+            if self.ignore_index is None or bool((batch.labels != self.ignore_index).any()):
+                yield self._batch(batch, None)
+
+    def _kept(self, batch: Batch) -> Batch:
+        """The batch without the images that are to be ignored."""
+        if self.ignore_index is None:
+            return batch
+        if batch.labels.is_floating_point():
+            raise BatchError(
+                f"ignore_index={self.ignore_index} goes with class ids, got label rows {tuple(batch.labels.shape)}. "
+                "Leave it out, and such images too."
+            )
+        kept = batch.labels != self.ignore_index
+        if bool(kept.all()):
+            return batch
+        if not bool(kept.any()):
+            raise BatchError(f"Every label of the batch is ignore_index={self.ignore_index}. Skip such a batch.")
+        return batch.at(kept.nonzero()[:, 0])
 
     def _checked_at(self, batch: Batch, clock: Clock | None) -> Clock:
         """Check the batch of a step, and count the step."""
@@ -768,6 +849,7 @@ def create(
     criterion: str | Callable[[Tensor, Tensor], Tensor] | None = None,
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | Tensor | None = None,
+    ignore_index: int | None = None,
     pixels: Pixels | Mapping[str, tuple[float, ...]] | None = None,
     validate: str = "sampled",
 ) -> Recipe:
@@ -777,10 +859,13 @@ def create(
         recipe: the text; see `mixwell.methods()` for the names, and "none" for plain training.
         num_classes: C. None where labels are rows, or the task has no classes.
         seed: of every random number that the recipe draws.
-        criterion: "cross_entropy", "bce" (multi-label, sigmoid), "softmax_bce", or a callable (outputs, labels) → (R,)
-            that is applied to each source's label and weighted; None takes the method's own or cross-entropy.
+        criterion: "cross_entropy", "bce" (multi-label, sigmoid), "softmax_bce", "mse" (regression), or a callable
+            (outputs, labels) → (R,) that is applied to each source's label and weighted; None takes the method's own or
+            cross-entropy.
         label_smoothing: ε in [0, 1), applied to each source's label.
         class_weights: C weights, as torch.nn.CrossEntropyLoss takes them.
+        ignore_index: images of this label, such as -100, are left out before anything is mixed (on a GPU, to see which
+            takes a host sync per step).
         pixels: how images are normalised, for methods that need raw pixels: Pixels, or a mapping with mean and std.
         validate: "sampled" looks at values on the first batch and every 100th, "always" on each (a host sync on a GPU).
 
@@ -798,7 +883,9 @@ def create(
         pixels = Pixels(tuple(pixels["mean"]), tuple(pixels["std"]))
     node = parse(str(recipe)) if isinstance(recipe, Recipe) else parse(recipe)
     settings = _Settings(num_classes, criterion, smoothing, weights)
-    return Recipe(node, settings, seed=seed, pixels=pixels, validate=validate)
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise ParameterError(f"ignore_index must be a whole number, such as -100, got {ignore_index!r}.")
+    return Recipe(node, settings, seed=seed, pixels=pixels, validate=validate, ignore_index=ignore_index)
 
 
 def _class_weights(values: Sequence[float] | Tensor, num_classes: int | None) -> Tensor:

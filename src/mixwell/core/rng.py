@@ -101,8 +101,10 @@ class Streams:
         worker = get_worker_info()
         return lane if worker is None else key_of(lane, worker.seed)
 
-    def __getstate__(self) -> int:
-        return self.seed
+    def __getstate__(self) -> tuple[int, int]:
+        return self.seed, rank(self._launched)
 
-    def __setstate__(self, seed: int) -> None:
-        self.__init__(seed)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[int, int]) -> None:
+        self.__init__(state[0])  # type: ignore[misc]
+        # A worker that is spawned knows its process's rank from the launcher, or else from what was sent to it.
+        self._launched = int(os.environ.get("RANK", state[1]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixwell.core.batch import Batch
 from mixwell.core.clock import Clock
 from mixwell.core.errors import MixwellError
+from mixwell.core.mixed import Mixed
 from mixwell.core.targets import Targets
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Turn:
         logits: (R, C) detached, of the turn's training pass.
         targets: what they were trained towards.
         last: whether the step ends with this turn.
+        mixed: how the batch was mixed.
     """
 
     loss: Float[Tensor, ""]
@@ -54,6 +56,7 @@ class Turn:
     logits: Float[Tensor, "r c"] | None = None
     targets: Targets | None = None
     last: bool = True
+    mixed: Mixed | None = None
 
 
 class Trainee(nn.Module):

@@ -17,18 +17,20 @@ from mixwell.core.errors import DataError
 
 __all__ = [
     "AUGMENTATIONS",
+    "LEAST_AREA",
     "augmented",
     "check_augment",
     "crop_flip",
     "crop_margin",
     "crops_of_shifts",
     "random_crops",
+    "resized",
     "resized_crops",
 ]
 
 AUGMENTATIONS = (None, "crop-flip", "rrc-flip")
 
-_LEAST_AREA = 0.08
+LEAST_AREA = 0.08
 """Share of the image that the smallest random resized crop shows, as in the trainings of Inception and of DeiT."""
 _STRETCH = 4 / 3
 """How much wider or narrower than the image a random resized crop may be."""
@@ -42,24 +44,32 @@ def check_augment(augment: str | None) -> str | None:
 
 
 def augmented(
-    images: UInt8[np.ndarray, "b c h w"], augment: str, words: UInt64[np.ndarray, "b 4"]
-) -> tuple[UInt8[np.ndarray, "b c h w"], Float32[np.ndarray, "b 5"]]:
+    images: UInt8[np.ndarray, "b c h w"],
+    augment: str,
+    words: UInt64[np.ndarray, "b 4"],
+    *,
+    least_area: float = LEAST_AREA,
+    size: int | None = None,
+) -> tuple[UInt8[np.ndarray, "b c i j"], Float32[np.ndarray, "b 5"]]:
     """Images cut by "crop-flip" or "rrc-flip", and their crops.
 
     Args:
         images: (B, C, H, W).
         augment: which of the two.
         words: (B, 4) what was drawn for each image.
+        least_area: share of the image that the smallest crop of "rrc-flip" shows.
+        size: side of what is returned; that of the images if not given.
     """
     if augment == "crop-flip":
-        size = (images.shape[2], images.shape[3])
-        down, right = crop_margin(*size)
+        shape = (images.shape[2], images.shape[3])
+        down, right = crop_margin(*shape)
         top, left = (words[:, :2] % np.array([2 * down + 1, 2 * right + 1], np.uint64)).astype(np.int64).T
         mirrored = words[:, 2] % 2 == 1
-        return crop_flip(images, top, left, mirrored), crops_of_shifts(top, left, mirrored, size)
+        cut = crop_flip(images, top, left, mirrored)
+        return cut if size is None else resized(cut, size), crops_of_shifts(top, left, mirrored, shape)
     # A double has the upper 53 bits of a word; the lowest one is free.
-    crops = random_crops((words >> np.uint64(11)) * 2.0**-53, words[:, 0] % 2 == 1)
-    return resized_crops(images, crops), crops
+    crops = random_crops((words >> np.uint64(11)) * 2.0**-53, words[:, 0] % 2 == 1, least_area)
+    return resized_crops(images, crops, size), crops
 
 
 # Shifted by a few pixels
@@ -107,40 +117,49 @@ def crops_of_shifts(
 # Resized
 
 
-def random_crops(uniforms: Float[np.ndarray, "b 4"], flip: Bool[np.ndarray, " b"]) -> Float32[np.ndarray, "b 5"]:
+def random_crops(
+    uniforms: Float[np.ndarray, "b 4"], flip: Bool[np.ndarray, " b"], least_area: float = LEAST_AREA
+) -> Float32[np.ndarray, "b 5"]:
     """Crops inside the image, to be resized to its size.
 
-    The area is uniform between 0.08 and 1 of the image; the crop is up to 4/3 wider or narrower than the image, log-
-    uniformly among what fits into it; the place is uniform.
+    The area is uniform between `least_area` and 1 of the image; the crop is up to 4/3 wider or narrower than the image,
+    log-uniformly among what fits into it; the place is uniform.
 
     Args:
         uniforms: (B, 4) in [0, 1), of area, stretch, row and column.
         flip: (B,) which crops are mirrored left to right.
+        least_area: of the smallest crop.
     """
-    area = _LEAST_AREA + (1 - _LEAST_AREA) * uniforms[:, 0]
+    area = least_area + (1 - least_area) * uniforms[:, 0]
     stretch = np.exp((2 * uniforms[:, 1] - 1) * np.minimum(math.log(_STRETCH), -np.log(area)))
     sides = np.stack((np.sqrt(area / stretch), np.sqrt(area * stretch)), 1).clip(max=1)
     return np.concatenate((uniforms[:, 2:] * (1 - sides), sides, flip[:, None]), 1).astype(np.float32)
 
 
+def resized(images: UInt8[np.ndarray, "b c h w"], size: int) -> UInt8[np.ndarray, "b c i j"]:
+    """Images at another size, bilinear."""
+    return resized_crops(images, np.tile(np.array([0, 0, 1, 1, 0], np.float32), (len(images), 1)), size)
+
+
 def resized_crops(
-    images: UInt8[np.ndarray, "b c h w"], crops: Float32[np.ndarray, "b 5"]
-) -> UInt8[np.ndarray, "b c h w"]:
-    """Each image's crop at the size of the image, bilinear, mirrored where the crop says so.
+    images: UInt8[np.ndarray, "b c h w"], crops: Float32[np.ndarray, "b 5"], size: int | None = None
+) -> UInt8[np.ndarray, "b c i j"]:
+    """Each image's crop at the size of the image or at `size`, bilinear, mirrored where the crop says so.
 
     Args:
         images: (B, C, H, W).
         crops: (B, 5), inside the images.
+        size: height and width of what is returned.
     """
+    shape = (images.shape[2], images.shape[3]) if size is None else (size, size)
     axes = []
-    for axis, side in ((0, images.shape[2]), (1, images.shape[3])):
+    for axis, side in enumerate(shape):
         place = np.broadcast_to((np.arange(side) + 0.5) / side, (len(crops), side))
         if axis == 1:
             place = np.where(crops[:, 4:] == 1, 1 - place, place)
         axes.append(2 * (crops[:, axis, None] + crops[:, axis + 2, None] * place) - 1)
     down, across = (torch.from_numpy(places.astype(np.float32)) for places in axes)
-    size = (images.shape[2], images.shape[3])
-    grid = torch.stack((across[:, None, :].expand(-1, *size), down[:, :, None].expand(-1, *size)), 3)
+    grid = torch.stack((across[:, None, :].expand(-1, *shape), down[:, :, None].expand(-1, *shape)), 3)
     pixels = torch.from_numpy(images).float()
     cut = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     found: np.ndarray = cut.round_().to(torch.uint8).numpy()

@@ -146,7 +146,7 @@ class Loader:
     def _from_memory(self, dataset: InMemory, rows: Sequence[Int64[np.ndarray, " _"]], epoch: int) -> Iterator[Batch]:
         draws = dataset.augmentation(self.seed, epoch)
         for index in rows:
-            images, labels, extras = dataset.rows(index, draws)
+            images, labels, extras = dataset.rows(index, None if draws is None else draws[index])
             yield Batch(
                 images=self.pixels.normalise(unit_range(images)),
                 labels=labels,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8, UInt64
+from jaxtyping import Int, Int64, UInt8, UInt64
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixwell.core.errors import DataError
-from mixwell.data.crops import augmented, check_augment
+from mixwell.data.crops import LEAST_AREA, augmented, check_augment, resized
 from mixwell.data.streams import Purpose, words
 
 __all__ = ["InMemory"]
@@ -26,13 +26,21 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         labels: (N,) integer class ids, on the CPU.
         augment: None; "crop-flip": a random crop after padding with an eighth of the size, and a random mirror image;
             or "rrc-flip": a random crop of another size and shape, resized, and a random mirror image.
+        least_area: share of the image that the smallest crop of "rrc-flip" shows.
+        size: side at which images are served, resized when they are read; their own if not given.
 
     Raises:
         DataError: shapes, dtypes or lengths are not these.
     """
 
     def __init__(
-        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, augment: str | None = None
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        *,
+        augment: str | None = None,
+        least_area: float = LEAST_AREA,
+        size: int | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.device.type != "cpu":
             raise DataError(
@@ -48,6 +56,8 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         self.images = images
         self.labels = labels.long()
         self.augment = check_augment(augment)
+        self.least_area = least_area
+        self.size = size
         # A channel that is only repeated is read and augmented once.
         self._stored = (images[:, :1] if images.stride(1) == 0 else images).numpy()
 
@@ -55,30 +65,44 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+        image = self.images[index]
+        if self.size is not None:
+            image = torch.from_numpy(resized(self._stored[index][None], self.size)[0]).expand(len(image), -1, -1)
+        return image, int(self.labels[index])
 
     def subset(self, rows: Int64[np.ndarray, " r"], *, augment: str | None) -> InMemory:
         """The rows `rows` as a set of their own."""
         images = torch.from_numpy(self._stored[rows]).expand(-1, self.images.shape[1], -1, -1)
-        return InMemory(images, self.labels[torch.from_numpy(rows)], augment=augment)
+        labels = self.labels[torch.from_numpy(rows)]
+        return InMemory(images, labels, augment=augment, least_area=self.least_area, size=self.size)
 
     def unaugmented(self) -> InMemory:
         """The same images without augmentation."""
-        return InMemory(self.images, self.labels)
+        return InMemory(self.images, self.labels, size=self.size)
+
+    def relabelled(self, labels: Int64[Tensor, " n"]) -> InMemory:
+        """The same images with other class ids."""
+        return InMemory(self.images, labels, augment=self.augment, least_area=self.least_area, size=self.size)
+
+    def with_least_area(self, share: float) -> InMemory:
+        """The same images, of which "rrc-flip" shows at least a share."""
+        return InMemory(self.images, self.labels, augment=self.augment, least_area=share, size=self.size)
 
     def rows(
-        self, index: Int64[np.ndarray, " b"], draws: UInt64[np.ndarray, "n 4"] | None
+        self, index: Int64[np.ndarray, " b"], words: UInt64[np.ndarray, "b 4"] | None
     ) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], dict[str, Tensor]]:
-        """Images, labels and extras of a batch; `draws` is what `augmentation` gave for its epoch.
+        """Images, labels and extras of a batch; `words` are these rows' part of what `augmentation` gave.
 
         The extras of augmented images are their "crop": (B, 5) shares of the image, see `mixwell.data.crops`.
         """
         # numpy copies in this thread; torch would share a few kilobytes among threads and wait for the slowest.
         images, extras = self._stored[index], {}
-        if draws is not None:
+        if words is not None:
             assert self.augment is not None, "numbers are drawn for augmentations"
-            images, crops = augmented(images, self.augment, draws[index])
+            images, crops = augmented(images, self.augment, words, least_area=self.least_area, size=self.size)
             extras["crop"] = torch.from_numpy(crops)
+        elif self.size is not None:
+            images = resized(images, self.size)
         labels = self.labels[torch.from_numpy(index)]
         return torch.from_numpy(images).expand(-1, self.images.shape[1], -1, -1), labels, extras
 

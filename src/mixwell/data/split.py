@@ -9,10 +9,12 @@ from jaxtyping import Int64
 from torch.utils.data import Dataset, Subset
 
 from mixwell.core.errors import DataError, number_in
-from mixwell.data.folder import ImageFolder
 from mixwell.data.items import labels_of
 from mixwell.data.memory import InMemory
+from mixwell.data.noise import Relabelled
+from mixwell.data.pictures import Pictures
 from mixwell.data.streams import Purpose, permutation
+from mixwell.data.varied import Varied
 
 __all__ = ["held_out", "stratified", "unaugmented"]
 
@@ -46,7 +48,7 @@ def stratified(
 def held_out(dataset: Dataset[Any], share: float, seed: int = 0) -> tuple[Dataset[Any], Dataset[Any]]:
     """Split a training set into the part to train on and a held-out part, every class in proportion.
 
-    In-memory sets and image folders stay what they are, and their held-out part is not augmented; other sets become
+    In-memory sets and pictures in files stay what they are, and their held-out part is not augmented; other sets become
     `torch.utils.data.Subset`s that keep their own transforms. Rows of class weights are stratified by their largest
     entry.
 
@@ -71,15 +73,20 @@ def held_out(dataset: Dataset[Any], share: float, seed: int = 0) -> tuple[Datase
             f"share={share:g} of {len(ids)} samples in {len(np.unique(ids))} classes leaves "
             f"{'nothing held out' if len(picked) == 0 else 'nothing to train on'}. Choose another share."
         )
-    if isinstance(dataset, InMemory | ImageFolder):
+    if isinstance(dataset, Varied):
+        train, kept = (dataset.dataset.subset(rows, augment=dataset.augment) for rows in (rest, picked))
+        return dataset.over(train), kept.unaugmented()
+    if isinstance(dataset, InMemory | Pictures):
         return dataset.subset(rest, augment=dataset.augment), dataset.subset(picked, augment=None)
     return Subset(dataset, rest.tolist()), Subset(dataset, picked.tolist())
 
 
 def unaugmented(dataset: Dataset[Any]) -> Dataset[Any]:
     """The same images in the same order without mixwell's augmentation; sets of one's own as they are."""
-    if isinstance(dataset, InMemory | ImageFolder):
+    if isinstance(dataset, InMemory | Pictures | Varied):
         return dataset.unaugmented()
     if isinstance(dataset, Subset):
         return Subset(unaugmented(dataset.dataset), dataset.indices)
+    if isinstance(dataset, Relabelled):
+        return Relabelled(unaugmented(dataset.dataset), dataset.targets)
     return dataset

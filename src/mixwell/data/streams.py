@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     AUGMENT = 1
     SPLIT = 2
     SAMPLE = 3
+    NOISE = 4
 
 
 def words(

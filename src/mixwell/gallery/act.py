@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mixwell.core.artefacts import Progress
 from mixwell.core.axes import Piece, Scene, Step
 from mixwell.core.batch import Batch, Pixels
 from mixwell.core.clock import Clock
-from mixwell.core.errors import BatchError
+from mixwell.core.errors import BatchError, ModelError
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
 from mixwell.core.saliency import Saliency
@@ -107,6 +108,7 @@ def act(
     num_classes: int,
     seed: int = 0,
     model: nn.Module | None = None,
+    progress: Progress | None = None,
 ) -> Shown:
     """Run one training step and keep what came of it.
 
@@ -121,6 +123,7 @@ def act(
         model: the network that recipes may look through, for images normalised to [-1, 1]; it is left as it was. A
             small one, fitted to the images, if not given. Recipes with parameters of their own train them on the
             images first.
+        progress: called with (what is made or trained before that step, steps done, steps in all).
 
     Raises:
         BatchError: the images are not floating pixels in [0, 1].
@@ -137,16 +140,21 @@ def act(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         net = fitted_net(made, batch.images, labels, num_classes) if model is None else copy.deepcopy(model)
-        made.prepare(lambda: [batch], f"pictures {key_of(images.numpy(force=True).tobytes())}")
+        made.prepare(
+            lambda: [batch],
+            f"pictures {key_of(images.numpy(force=True).tobytes())}",
+            progress=progress,
+            rows=len(batch),
+        )
         kept = replace(batch, images=-batch.images)  # negatives, as the network was not fitted to these
         made.use_data(train=lambda: [batch], held_out=lambda: [kept]).bind(net, batch.images)
         made.before_epoch(net, Clock(1, epoch=1))
         if made.owns:
-            _train(made, net, batch)
+            _train(made, net, batch, progress)
         return _shown(made, net, batch, num_classes)
 
 
-def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
+def _train(recipe: Recipe, net: nn.Module, batch: Batch, progress: Progress | None) -> None:
     """Train what the recipe owns, so that its picture is not that of random weights."""
     # In another order, so that a recipe which remembers its last batch shows other pictures.
     others = Batch(batch.images.roll(1, 0), batch.labels.roll(1), batch.pixels)
@@ -163,6 +171,8 @@ def _train(recipe: Recipe, net: nn.Module, batch: Batch) -> None:
             torch.autograd.backward(turn.loss)
             optimisers[turn.group].step()
         recipe.after_step(net, clock)
+        if progress is not None:
+            progress("training", step, steps)
 
 
 def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Shown:
@@ -182,8 +192,9 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
     images, shares = tuple(part[rows] for part in images), targets.dense(num_classes).detach()[rows]
     sites = dict.fromkeys([*([] if site is None else [site]), *step.moments])
     wants = {name: Want("features", name) for name in sites}
+    probe = Probe(net, batch.images)
     with untouched(net), torch.no_grad():
-        seen = Probe(net, batch.images).run(batch.images, wants=wants.values())
+        seen = probe.run(batch.images, wants=wants.values())
     inside = Shown(
         str(recipe),
         images,
@@ -192,7 +203,7 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
         clean={name: seen[want] for name, want in wants.items()},
         moments={name: found[rows] for name, found in step.moments.items()},
         saliency=_saliency(option, step.scene),
-        attention=_attention(option, step, targets, rows),
+        attention=_attention(option, step, targets, rows, probe),
     )
     if masks is None or masks.shape[-1] == masks.shape[-2] == 1:
         return inside
@@ -201,14 +212,30 @@ def _shown(recipe: Recipe, net: nn.Module, batch: Batch, num_classes: int) -> Sh
     return replace(inside, masks=masks, classes=ids[mix.sources][rows])
 
 
-def _attention(option: Any, step: Step, targets: Targets, rows: slice) -> Tensor | None:
-    """The label's own map; else attention that a piece asked for in the pass over the mix."""
+def _attention(option: Any, step: Step, targets: Targets, rows: slice, probe: Probe) -> Tensor | None:
+    """The label's own map; else attention that a piece asked for in the pass over the mix; else, where labels are
+    carried through all blocks, the last class attention to the finished mix.
+    """
     found: Tensor | None = option.label.looked_at(step, targets)
-    for want, seen in step.outputs.seen.items():
-        if found is None and want.kind in ("class_attention", "patch_attention"):
-            height, width = step.batch.images.shape[-2:]
-            found = seen.view(len(seen), *grid_of(seen.shape[1], height / width, "the mix"))
+    height, width = step.batch.images.shape[-2:]
+    looks = [seen for want, seen in step.outputs.seen.items() if want.kind in ("class_attention", "patch_attention")]
+    carried = any(want.kind == "alignment" for want in option.label.wants())
+    if found is None and not looks and carried and step.scene.site is None:
+        looks = _class_attention(probe, step.mix.images)
+    if found is None and looks:
+        found = looks[0].view(len(looks[0]), *grid_of(looks[0].shape[1], height / width, "the mix"))
     return None if found is None else found.detach()[rows]
+
+
+def _class_attention(probe: Probe, images: Tensor) -> list[Tensor]:
+    """What the class token attends to in the last block, in a pass of its own; nothing if there is no such token."""
+    want = Want("class_attention")
+    try:
+        probe.check(want)
+    except ModelError:
+        return []
+    with untouched(probe.net), torch.no_grad():
+        return [probe.run(images, wants=[want])[want]]
 
 
 def _saliency(option: Any, scene: Scene) -> Tensor | None:

@@ -11,12 +11,13 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from mixwell.core.artefacts import Progress
 from mixwell.core.errors import BatchError, ParameterError
 from mixwell.gallery.act import Shown, act
 
-__all__ = ["sheet"]
+__all__ = ["COLOURS", "sheet"]
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A6D3B", "#777777")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A6D3B", "#777777")
 """Okabe and Ito's palette, whose colours the colour-blind tell apart, without its yellow and black."""
 _PAPER, _INK = "#FFFFFF", "#24292F"
 _GAP, _BAR, _FONT = 8, 20, 14
@@ -40,6 +41,7 @@ def sheet(
     model: nn.Module | None = None,
     across: bool = False,
     columns: int | None = None,
+    progress: Progress | None = None,
 ) -> Image.Image:
     """Draw what recipes make of images, and save it if a path is given.
 
@@ -58,6 +60,7 @@ def sheet(
             images, if not given.
         across: one column per recipe and one row per image, without masks.
         columns: how many of the images to show; all if not given.
+        progress: called with (what is made or trained before a recipe acts, steps done, steps in all).
 
     Raises:
         BatchError: the images are not pixels, or there is not one name for each.
@@ -79,7 +82,7 @@ def sheet(
     originals = draw.mixes(images, torch.nn.functional.one_hot(labels, len(known)).float())
     rows: list[Row] = [("image" if across else "images", originals[:count])]
     for recipe in recipes:
-        shown = act(recipe, images, labels, num_classes=len(known), seed=seed, model=model)
+        shown = act(recipe, images, labels, num_classes=len(known), seed=seed, model=model, progress=progress)
         found = _rows(shown, draw, across)
         rows += [(title, cells[:count]) for title, cells in found]
     if across:
@@ -142,7 +145,7 @@ class _Cells:
     def __init__(self, size: tuple[int, int], names: Sequence[str]) -> None:
         self.size = size
         self.names = names
-        self.colours = [ImageColor.getrgb(_COLOURS[i % len(_COLOURS)])[:3] for i in range(len(names))]
+        self.colours = [ImageColor.getrgb(COLOURS[i % len(COLOURS)])[:3] for i in range(len(names))]
         self.font = ImageFont.load_default(_FONT)
 
     def mixes(self, images: Float[Tensor, "r c h w"], shares: Float[Tensor, "r n"]) -> list[Image.Image]:

@@ -14,6 +14,7 @@ from mixwell.core.errors import ModelError, ParameterError, closest
 from mixwell.nets.cnn_s import CNNS
 from mixwell.nets.library import library
 from mixwell.nets.preact_resnet import PreActResNet
+from mixwell.nets.resnet_cifar import resnet_cifar
 from mixwell.nets.vit_s import vit_s
 from mixwell.nets.wide_resnet import WideResNet
 
@@ -22,7 +23,7 @@ __all__ = ["create_net", "nets"]
 
 def nets() -> list[str]:
     """Names of mixwell's own networks; `wrn-<depth>-<width>` is understood for every depth 6n + 4."""
-    return ["cnn-s", "preact-resnet18", "vit-s", "wrn-28-10"]
+    return ["cnn-s", "preact-resnet18", "resnet18-cifar", "resnext50-cifar", "vit-s", "wrn-28-10"]
 
 
 def create_net(
@@ -78,6 +79,8 @@ def _own(name: str, size: int) -> Callable[..., nn.Module] | None:
     by_name: dict[str, Callable[..., nn.Module]] = {
         "cnn-s": CNNS,
         "preact-resnet18": PreActResNet,
+        "resnet18-cifar": partial(resnet_cifar, "resnet18"),
+        "resnext50-cifar": partial(resnet_cifar, "resnext50_32x4d"),
         "vit-s": partial(vit_s, size=size),
     }
     return by_name.get(name)

@@ -27,7 +27,7 @@ from mixwell.nets.library import library
 from mixwell.probe import Anatomy, Edit, Outputs, Probe, Want
 from mixwell.probe.cam import class_activation
 
-__all__ = ["Pretrained", "train_classifier"]
+__all__ = ["Pretrained", "plain_weights", "train_classifier"]
 
 
 class Pretrained(nn.Module):
@@ -316,6 +316,21 @@ def train_classifier(
         progress(epoch + 1)
 
 
+def plain_weights(weights: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a plain network in that of a predictor, which may hold it as `net` beside a head of its own
+    (token_labeling).
+
+    Args:
+        weights: the predictor's.
+        net: a network of that kind; of any number of classes.
+    """
+    own = net.state_dict()
+    inside = {name: f"net.{name}" for name in own}
+    if own.keys() == weights.keys() or not weights.keys() >= set(inside.values()):
+        return dict(weights)
+    return {name: weights[stored] for name, stored in inside.items()}
+
+
 def _small(channels: int, classes: int) -> CNNS:
     with seeded(key_of("teacher"), nn.Identity()):
         return CNNS(classes, channels)
@@ -348,7 +363,8 @@ def _of_run(folder: Path, example: Batch, classes: int | None) -> nn.Module:
     file = folder / "weights.safetensors"
     if run.get("status") != "finished" or not file.is_file():
         raise ModelError(
-            f"teacher: the run in {folder} is not finished. Finish it with the command that began it, or give another."
+            f"teacher: the run in {folder} is not finished, or its weights were dropped. Finish it with the "
+            "command that began it, or give another."
         )
     stored, config = file.read_bytes(), run["config"]
     if hashlib.blake2b(stored, digest_size=16).hexdigest() != run["files"][file.name]:
@@ -360,8 +376,10 @@ def _of_run(folder: Path, example: Batch, classes: int | None) -> nn.Module:
         size = max(height, width)
         return create_net(config["model"], classes, channels=channels, size=size, **config.get("model_options", {}))
 
+    any_net = net_of(2)
+    weights = plain_weights(weights, any_net)
     if classes is None:
-        classes = len(weights[f"{Anatomy(net_of(2)).classifier}.weight"])
+        classes = len(weights[f"{Anatomy(any_net).classifier}.weight"])
     net = net_of(classes)
     try:
         net.load_state_dict(weights)

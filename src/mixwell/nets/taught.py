@@ -8,6 +8,7 @@ that were drawn, not the area (`DrawnShares`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +22,15 @@ from mixwell.core.errors import number_in
 from mixwell.core.mix import Mix
 from mixwell.core.targets import Targets
 from mixwell.nets.mixblock import Mixer
-from mixwell.nets.teacher import Teacher, momentum_at, second_head
+from mixwell.nets.teacher import Teacher, momentum_at, second_head, share_of_start
 from mixwell.probe import Anatomy
 
 __all__ = ["DrawnShares", "Lesson", "TaughtBlend", "TaughtMix", "masks_for"]
+
+_HELD = 0.05
+"""Share of the initial weights that the teacher may hold at the end."""
+_TIMES = 30
+"""A teacher which follows by a thirtieth of the training holds about 1e-6 of its initial weights at the end."""
 
 
 def masks_for(masks: Float[Tensor, "r k h w"], x: Float[Tensor, "r _ _h _w"]) -> Float[Tensor, "r k _h _w"]:
@@ -111,8 +117,23 @@ class TaughtBlend(Blend):
         return self.teacher
 
     def after_step(self, net: nn.Module, clock: Clock) -> None:
+        if clock.step == 0 and clock.total is not None:
+            self._warn_if_short(clock.total)
         if self.teacher is not None and self.mixed_head is not None:
             self.teacher.follow(net, self.mixed_head, momentum_at(clock, self.momentum, self.final_momentum, self.hold))
+
+    def _warn_if_short(self, total: int) -> None:
+        """Say so if the training is too short for the teacher to become the network's average."""
+        held = share_of_start(total, self.momentum, self.final_momentum, self.hold)
+        if held <= _HELD:
+            return
+        gap = min(1.0, _TIMES / total)
+        warnings.warn(
+            f"This training of {total} steps is too short for momentum={self.momentum:g}: the moving average that is "
+            f"evaluated will still hold {held:.0%} of its initial weights. Take momentum={1 - gap:.4g}, "
+            f"final_momentum={1 - gap / 1000:.7g}.",
+            stacklevel=2,
+        )
 
     def predictor(self, model: nn.Module) -> nn.Module | None:
         """The teacher with its clean classifier."""

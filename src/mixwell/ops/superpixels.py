@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from mixwell.core.mix import onto
+from mixwell.core.mix import layout_of, onto
 
 __all__ = ["blurred", "lab", "seed_grid", "superpixel_means", "superpixels"]
 
@@ -26,6 +26,8 @@ _WHITE = (0.95047, 1.0, 1.08883)
 """XYZ of the white point D65."""
 _FAR = 1e12
 """Beyond every squared distance."""
+_MANY = 8
+"""Channels from which on it pays to take pixels for rows, if they lie so in memory."""
 
 
 def lab(rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -211,8 +213,15 @@ def superpixel_means(
         segments: (B, H, W) labels in [0, count).
         count: K.
     """
-    wide = images.to(torch.promote_types(images.dtype, torch.float32)).flatten(2)
-    labels = segments.flatten(1)[:, None].long()
-    totals = wide.new_zeros(len(wide), wide.shape[1], count).scatter_add_(2, labels.expand_as(wide), wide)
-    pixels = wide.new_zeros(len(wide), 1, count).scatter_add_(2, labels, torch.ones_like(wide[:, :1]))
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    b, c = wide.shape[:2]
+    if c >= _MANY and layout_of(wide) is torch.channels_last:  # pixels are rows, and so are those of the gradient
+        rows = wide.permute(0, 2, 3, 1).reshape(-1, c)
+        labels = (segments.flatten(1).long() + count * torch.arange(b, device=segments.device)[:, None]).flatten()
+        totals = rows.new_zeros(b * count, c).scatter_add_(0, labels[:, None].expand_as(rows), rows)
+        pixels = rows.new_zeros(b * count).scatter_add_(0, labels, rows.new_ones(()).expand(len(rows)))
+        return (totals / pixels.clamp_min(1)[:, None]).view(b, count, c).transpose(1, 2)
+    wide, labels = wide.flatten(2), segments.flatten(1)[:, None].long()
+    totals = wide.new_zeros(b, c, count).scatter_add_(2, labels.expand_as(wide), wide)
+    pixels = wide.new_zeros(b, 1, count).scatter_add_(2, labels, torch.ones_like(wide[:, :1]))
     return totals / pixels.clamp_min(1)

@@ -1,22 +1,35 @@
-"""From run folders to a page: rows with intervals over seeds, curves, reliability, and pictures of mixes."""
+"""From run folders to leaderboards: rows with intervals over seeds, tables, a page, and pictures of mixes."""
 
-from mixwell.report.page import page
+from mixwell.report.board import Board, boards_of, paired
+from mixwell.report.metrics import METRICS, Estimate, Metric
+from mixwell.report.page import page, write
 from mixwell.report.pictures import Album, Example, Frame, album
-from mixwell.report.reliability import Reliability, reliability
-from mixwell.report.runs import Estimate, Row, Run, Trained, rows_of, trained
+from mixwell.report.recipes import Library
+from mixwell.report.runs import Found, Row, find_runs, rows_of
+from mixwell.report.tables import csv_table, markdown_table
+from mixwell.report.verdict import Pick, picks, summary
 
 __all__ = [
+    "METRICS",
     "Album",
+    "Board",
     "Estimate",
     "Example",
+    "Found",
     "Frame",
-    "Reliability",
+    "Library",
+    "Metric",
+    "Pick",
     "Row",
-    "Run",
-    "Trained",
     "album",
+    "boards_of",
+    "csv_table",
+    "find_runs",
+    "markdown_table",
     "page",
-    "reliability",
+    "paired",
+    "picks",
     "rows_of",
-    "trained",
+    "summary",
+    "write",
 ]

@@ -17,6 +17,9 @@ __all__ = ["TrainConfig", "differing"]
 _WITHOUT_EFFECT = frozenset({"out", "tracker", "workers", "checkpoint_seconds", "checkpoint_steps", "threads"})
 """Fields that may change between a run and its resumption, because they do not say what is trained."""
 
+_WHERE_SET: dict[str, Any] = {"label_noise": 0.0, "augment_options": {}, "decay_norms": False}
+"""Fields that are younger than others' run folders, and belong to the identity where they differ from this value."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,7 +32,8 @@ class TrainConfig:
     recipe: str = "cutmix"
     """What is mixed and how, e.g. "cutmix(alpha=0.5) + transmix"; "none" for plain training."""
     data: str = "fashion-mini"
-    """Data set: fashion-mini, fashion-mnist, digits, cifar10, cifar100, or imagefolder:PATH."""
+    """Data set: fashion-mini, fashion-mnist, digits, cifar10, cifar100, svhn, stl10, tiny-imagenet, cub200, aircraft,
+    imagefolder:PATH, or hf:NAME for a set of the Hugging Face Hub."""
     data_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Options of the data set, such as size=28 channels=1."""
     root: Path | None = None
@@ -37,10 +41,16 @@ class TrainConfig:
     held_out: float | None = None
     """Share of the training images that are kept from training, for recipes that look at such images; 0.1 for those if
     not given, else 0."""
+    label_noise: float = 0.0
+    """Share of the training labels that are replaced by another class, drawn uniformly; held-out images are training
+    images too, and test labels stay true."""
     augment: Literal["crop-flip", "rrc-flip"] | None = None
     """Augmentation of the training images before they are mixed: shifted crops, or resized ones, and mirror images."""
+    augment_options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """More of it: least_area=0.08 of the resized crops, randaugment=POLICY in timm's words, erase=PROBABILITY of random
+    erasing."""
     model: str = "cnn-s"
-    """Network: cnn-s, vit-s, preact-resnet18, wrn-28-10, or any name of timm or torchvision."""
+    """Network: cnn-s, vit-s, resnet18-cifar, preact-resnet18, wrn-28-10, or any name of timm or torchvision."""
     model_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Keyword arguments of the network, such as drop_rate=0.1."""
     init: str | None = None
@@ -63,6 +73,8 @@ class TrainConfig:
     """Learning rate after warm-up."""
     weight_decay: float = 5e-4
     """Weight decay; as in timm, none on biases, norms and what the network exempts."""
+    decay_norms: bool = False
+    """Weight decay on those, too."""
     momentum: float = 0.9
     """Momentum, for optimisers that have it."""
     schedule: str = "cosine"
@@ -125,6 +137,7 @@ class TrainConfig:
             number_in(name, getattr(self, name), 0, open_low=True)
         number_in("momentum", self.momentum, 0, 1)
         number_in("label_smoothing", self.label_smoothing, 0, 1)
+        number_in("label_noise", self.label_noise, 0, 1)
         if self.warmup_epochs > self.epochs:
             raise ParameterError(
                 f"warmup_epochs must be at most epochs={self.epochs}, got {self.warmup_epochs:g}. Lower it, e.g. to 0."
@@ -153,7 +166,8 @@ class TrainConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """The fields that say what is trained; a run is resumed only with the same ones."""
-        return {name: value for name, value in self.to_json().items() if name not in _WITHOUT_EFFECT}
+        said = {name: value for name, value in self.to_json().items() if name not in _WITHOUT_EFFECT}
+        return {name: value for name, value in said.items() if name not in _WHERE_SET or value != _WHERE_SET[name]}
 
     @property
     def hash(self) -> str:

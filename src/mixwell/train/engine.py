@@ -6,13 +6,11 @@ import io
 import json
 import math
 import pickle
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +30,7 @@ from mixwell.core.errors import MixwellError, ModelError, ParameterError, RunErr
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.rng import key_of
 from mixwell.core.turns import Trainee
-from mixwell.data import DataSet, Loader, held_out, load
+from mixwell.data import DataSet, Loader, with_label_noise
 from mixwell.nets import create_net
 from mixwell.probe.capture import logits_of
 from mixwell.probe.trace import untouched
@@ -40,19 +38,18 @@ from mixwell.train.config import TrainConfig, differing
 from mixwell.train.evaluation import Evaluation, evaluate
 from mixwell.train.folder import RunFolder
 from mixwell.train.init import load_init
+from mixwell.train.machine import changes, here
 from mixwell.train.meters import Meters
 from mixwell.train.optim import check_names, steppers
 from mixwell.train.prepare import prepare
 from mixwell.train.report import Reporter
 from mixwell.train.samples import COUNT, renders, samples
+from mixwell.train.split import data_of, split
 
-__all__ = ["TIME_FIELDS", "Result", "train"]
+__all__ = ["TIME_FIELDS", "Result", "check", "train"]
 
 TIME_FIELDS = frozenset({"seconds", "evaluation_seconds", "images_per_second"})
 """Fields of the history that differ between two runs of one config."""
-
-_HELD_OUT = 0.1
-"""Share of the training images that is kept for recipes that look at held-out images."""
 
 _LOOK = 50
 """Steps between two looks at the loss; each waits for the device."""
@@ -85,7 +82,12 @@ class Result:
 
 
 def train(
-    config: TrainConfig, *, dataset: DataSet | None = None, model: nn.Module | None = None, progress: bool = True
+    config: TrainConfig,
+    *,
+    dataset: DataSet | None = None,
+    model: nn.Module | None = None,
+    progress: bool = True,
+    stop: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Result:
     """Train, or resume, or return what a finished run came to.
 
@@ -96,6 +98,8 @@ def train(
         dataset: used in place of `config.data`, e.g. from `mixwell.data.from_datasets`.
         model: network (B, C, H, W) → logits, used in place of `config.model`; it is trained in place.
         progress: whether to show what happens on the standard error stream.
+        stop: asked after every epoch but the last, with its record of the history. True leaves the run there, as an
+            interruption would, and returns what it came to so far; the same call resumes.
 
     Raises:
         MixwellError: the config asks for what does not exist or does not fit together (before a folder is made); the
@@ -117,9 +121,28 @@ def train(
     try:
         with torch.random.fork_rng(on_gpu):
             engine = _Engine(config, identity, folder, accelerator, dataset, model, progress)
+            engine.stop = stop
             return engine.run() if finished is None else engine.recall(finished)
     finally:
         torch.set_num_threads(threads)
+
+
+def check(config: TrainConfig, *, dataset: DataSet | None = None, model: nn.Module | None = None) -> None:
+    """See that a config can be trained, without training, preparing or writing anything.
+
+    Args:
+        config: what would be trained.
+        dataset: used in place of loading `config.data`.
+        model: network used in place of `config.model`; it may be changed.
+
+    Raises:
+        MixwellError: what `train` would raise before its first step.
+    """
+    check_names(config)
+    accelerator = _accelerator(config)
+    on_gpu = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(on_gpu):
+        _Engine(config, config.identity, RunFolder(config.folder), accelerator, dataset, model, False, prepared=False)
 
 
 def _identity(config: TrainConfig, dataset: DataSet | None, model: nn.Module | None) -> dict[str, Any]:
@@ -189,19 +212,14 @@ class _Engine:
         dataset: DataSet | None,
         model: nn.Module | None,
         progress: bool,
+        *,
+        prepared: bool = True,
     ) -> None:
         self.config, self.identity, self.folder, self.accelerator = config, identity, folder, accelerator
-        self.data = dataset or load(config.data, root=config.root, augment=config.augment, **config.data_options)
+        data = dataset or data_of(config)
+        self.data = with_label_noise(data, config.label_noise, config.seed)
         self.recipe, self.plain = self._create(config.recipe), self._create("none")
-        share = config.held_out or 0.0
-        if self.recipe.holds_out:
-            share = _HELD_OUT if config.held_out is None else config.held_out
-            if not share:
-                raise ParameterError(f"The recipe {self.recipe!s} looks at held-out images. Give held_out=0.1, or so.")
-        self.kept: Dataset[Any] | None = None
-        if share:
-            train, self.kept = held_out(self.data.train, share, config.seed)
-            self.data = replace(self.data, train=train)
+        self.data, self.kept = split(self.data, self.recipe, config.held_out, config.seed)
         self.loader, self.test_loader = self._loader(self.data.train), self._loader(self.data.test, shuffle=False)
         self.rows: int = math.ceil(len(self.data.train) / accelerator.num_processes)  # type: ignore[arg-type]
         self.total = config.epochs * len(self.loader)
@@ -225,7 +243,8 @@ class _Engine:
             notes.append(load_init(self.model, str(config.init), self.data.num_classes))
         self._check(first)
         self.reporter = Reporter(progress and accelerator.is_main_process, config.epochs, self.total)
-        self._prepare()
+        if prepared:
+            self._prepare()
         kept = None if self.kept is None else self._loader(self.kept)
         self.recipe.use_data(
             train=partial(self._loader(self.data.train, shuffle=False).epoch, 0),
@@ -251,6 +270,7 @@ class _Engine:
         self.meters = Meters()
         self.history: list[dict[str, Any]] = []
         self.saved_at, self.saved_step = time.monotonic(), 0
+        self.stop: Callable[[Mapping[str, Any]], bool] | None = None
         self._scaler_state: dict[str, Any] | None = None
         for note in notes:
             self.reporter.note(note)
@@ -338,13 +358,15 @@ class _Engine:
     # A run
 
     def run(self) -> Result:
-        """Train to the end."""
+        """Train to the end, or to where `stop` says so."""
         run = _on_main(self.accelerator, self._open)
         if state := _on_main(self.accelerator, lambda: self.folder.state() if self.folder.has_state else None):
             self._restore(state)
         try:
             self._greet(run)
             self._train()
+            if self.step < self.total:
+                return _result(self._values(), self.folder.path, self.history)
             return self._finish(run)
         except KeyboardInterrupt:
             self.reporter.note(f"Interrupted. {self._remains()}")
@@ -371,7 +393,6 @@ class _Engine:
             "processes": self.accelerator.num_processes,
         }
         if not self.folder.exists:
-            libraries = ("mixwell", "torch", "torchvision", "timm", "accelerate", "numpy")
             run = {
                 "status": "running",
                 "identity": self.identity,
@@ -379,9 +400,7 @@ class _Engine:
                 "hash": self.config.hash,
                 "seed": self.config.seed,
                 "facts": facts,
-                "threads": torch.get_num_threads(),
-                "device": self.accelerator.device.type,
-                "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+                **here(self.accelerator.device),
                 "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             }
             self.folder.begin(run)
@@ -395,10 +414,8 @@ class _Engine:
         self.reporter.start(self.step)
         if self.step:
             self.reporter.note(f"Resumes {self.folder.path} at {self._place()}.")
-            now = {"torch": version("torch"), "threads": torch.get_num_threads()}
-            then = {"torch": run["versions"]["torch"], "threads": run["threads"]}
-            if changes := differing(now, then):
-                self.reporter.note(f"It may not end bit for bit as it would have: {'; '.join(changes)}.")
+            if moved := changes(here(self.accelerator.device), run):
+                self.reporter.note(f"It may not end bit for bit as it would have: {'; '.join(moved)}.")
         if self.config.tracker is not None:
             flat = {name: value for name, value in self.identity.items() if isinstance(value, int | float | str)}
             self.accelerator.init_trackers("mixwell", config=flat)
@@ -432,6 +449,12 @@ class _Engine:
                 if last and index + 1 < batches and self._due():
                     self._save()
             self._end_epoch(epoch)
+            if self.step < self.total and self._stops():
+                return
+
+    def _stops(self) -> bool:
+        stop, record = self.stop, self.history[-1]
+        return stop is not None and _on_main(self.accelerator, lambda: stop(record))
 
     @property
     def _acting(self) -> Recipe:
@@ -540,11 +563,15 @@ class _Engine:
             )
         return found
 
-    def _finish(self, run: dict[str, Any]) -> Result:
+    def _values(self) -> dict[str, Any]:
+        """What the training came to so far."""
         seconds = sorted(record["seconds"] for record in self.history)
         last = self.history[-1]
         values = {name: last[name] for name in ("accuracy", "nll", "ece")}
-        values |= {"ema": last.get("ema"), "seconds_per_epoch": seconds[len(seconds) // 2]}
+        return {**values, "ema": last.get("ema"), "seconds_per_epoch": seconds[len(seconds) // 2]}
+
+    def _finish(self, run: dict[str, Any]) -> Result:
+        values = self._values()
         if self.accelerator.is_main_process:
             nets = {
                 "weights.safetensors": self.model,
@@ -554,6 +581,9 @@ class _Engine:
                 name: self.folder.write_weights(name, self.recipe.predictor(net).state_dict())
                 for name, net in nets.items()
             }
+            if self.recipe.owns:
+                own = self.recipe.state_dict()
+                files["recipe.safetensors"] = self.folder.write_weights("recipe.safetensors", own)
             self.folder.describe({**run, "status": "finished", "result": values, "files": files})
             self.folder.drop_state()
         if self.config.tracker is not None:

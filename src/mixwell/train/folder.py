@@ -2,7 +2,9 @@
 
     run.json              config, versions, result; with a checksum of itself
     history.jsonl         one line per epoch
-    weights.safetensors   the trained network (and ema.safetensors)
+    weights.safetensors   the trained network (and ema.safetensors), unless they were dropped
+    recipe.safetensors    what the recipe itself has trained, if it owns networks
+    evaluation.json       what `mixwell evaluate` found; with a checksum of itself
     state/                while training: latest.json, and the state that it points to
 
 Every file is written beside its place, flushed to the disk and moved there, so that each name holds either what it held
@@ -111,6 +113,21 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"{path} is damaged ({error}). {_ANEW}") from error
 
+    # evaluation.json
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """What evaluation.json says, or None if there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        path = self.path / "evaluation.json"
+        return self._described(path, "Delete it, and evaluate the run again.") if path.exists() else None
+
+    def write_evaluation(self, found: Mapping[str, Any]) -> None:
+        """Write evaluation.json."""
+        self._describe(self.path / "evaluation.json", found)
+
     # Tensors
 
     def write_weights(self, name: str, tensors: Mapping[str, Tensor]) -> str:
@@ -126,10 +143,16 @@ class RunFolder:
         """Read what `write_weights` wrote.
 
         Raises:
-            RunError: the file is missing, or not what was written.
+            RunError: the file was dropped, is missing, or not what was written.
         """
+        run = self.run()
+        if name in run.get("dropped", ()):
+            raise RunError(
+                f"The weights of {self.path} were dropped after its evaluation. Train the config of its run.json anew, "
+                "in another folder."
+            )
         data = self._read(self.path / name)
-        if _checksum(data) != self.run()["files"].get(name):
+        if _checksum(data) != run["files"].get(name):
             raise RunError(f"{self.path / name} is damaged: its checksum is not that of run.json. {_ANEW}")
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
         return tensors
@@ -177,16 +200,25 @@ class RunFolder:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.path / "state", ignore_errors=True)
 
+    def drop_weights(self) -> None:
+        """Keep only what a finished run came to: no weights, state or pictures. `run.json` says which weights."""
+        run = self.run()
+        self.describe({**run, "dropped": sorted(run["files"])})
+        for name in run["files"]:
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("state", "samples"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
     # Inside
 
-    def _described(self, path: Path) -> dict[str, Any]:
+    def _described(self, path: Path, advice: str = _ANEW) -> dict[str, Any]:
         data = self._read(path)
         try:
             content = json.loads(data)
         except ValueError as error:
-            raise RunError(f"{path} is damaged ({error}). {_ANEW}") from error
+            raise RunError(f"{path} is damaged ({error}). {advice}") from error
         if not isinstance(content, dict) or content.pop("checksum_of_this", None) != _checksum(_text(content)):
-            raise RunError(f"{path} is damaged or was edited: it does not match its own checksum. {_ANEW}")
+            raise RunError(f"{path} is damaged or was edited: it does not match its own checksum. {advice}")
         return content
 
     def _describe(self, path: Path, content: Mapping[str, Any]) -> None:

@@ -131,8 +131,9 @@ def steppers(
     for group in groups:
         if "optimizer" in group:
             continue
-        light = [p for p in group["params"] if p.ndim <= 1 or id(p) in undecayed]
-        heavy = [p for p in group["params"] if not (p.ndim <= 1 or id(p) in undecayed)]
+        light = [p for p in group["params"] if not config.decay_norms and (p.ndim <= 1 or id(p) in undecayed)]
+        spared = {id(p) for p in light}
+        heavy = [p for p in group["params"] if id(p) not in spared]
         for parameters, decay in ((heavy, config.weight_decay), (light, 0.0)):
             if parameters:
                 by_turn.setdefault(group["turn"], []).append({"params": parameters, "weight_decay": decay})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -340,15 +340,6 @@ def test_what_cannot_act_is_told(cnn: Make) -> None:
     unknown = mixwell.create(f"amr({SMALL})", 7).bind(net, images_of())
     with pytest.raises(mixwell.BatchError, match="raw pixels"):
         next(unknown.turns(net, images_of(), LABELS))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Steps of small networks take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -212,15 +212,6 @@ def test_both_networks_share_an_optimiser(cnn: Make) -> None:
     assert {group["turn"] for group in groups} == {"main"}
     held = {parameter for group in groups for parameter in group["params"]}
     assert held == {*net.parameters(), *recipe.options[0].blend.unet.parameters()}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Steps of small networks take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +306,23 @@ def test_after_a_step_the_teacher_is_the_moving_average(net: nn.Module) -> None:
     for k, old, q in zip(blend.teacher.parameters(), before, trained, strict=True):
         torch.testing.assert_close(k, 0.9 * old + 0.1 * q)
         assert k.grad is None
+
+
+@pytest.mark.parametrize("method", ["automix", "samix", "adautomix"])
+def test_a_training_too_short_for_the_average_is_told_what_suits_it(cnn: Make, method: str) -> None:
+    net = cnn()
+    recipe, _ = bound(net, method)
+    with pytest.warns(UserWarning, match="will still hold 64% of its initial weights") as told:
+        recipe.after_step(net, mixwell.Clock(0, total=900))
+    wanted = re.search(r"Take (momentum=[\d.]+, final_momentum=[\d.]+)\.$", str(told[0].message))
+    assert wanted is not None
+    advised, _ = bound(cnn(), f"{method}({wanted[1]})")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        advised.after_step(net, mixwell.Clock(0, total=900))
+        recipe.after_step(net, mixwell.Clock(1, total=900))
+        recipe.after_step(net, mixwell.Clock(0, total=7000))
+        recipe.after_step(net, mixwell.Clock(0))
 
 
 def test_the_predictor_is_the_teacher_with_its_clean_classifier(net: nn.Module) -> None:

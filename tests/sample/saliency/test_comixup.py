@@ -296,6 +296,14 @@ def test_peaks_are_where_the_most_salient_square_begins():
     assert peaks(torch.rand(2, 5, 3)).tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("size", [(32, 32), (8, 20), (5, 30)], ids=str)
+def test_squares_are_of_eight_pixels_or_what_there_is(size):
+    saliency = torch.rand(20, *size)
+    pooled = F.avg_pool2d(saliency[:, None], (min(size[0], 8), 8), stride=1)[:, 0]
+    at = np.unravel_index(pooled.flatten(1).argmax(1).numpy(), pooled.shape[1:])
+    assert peaks(saliency).tolist() == np.stack(at, 1).tolist()
+
+
 def test_compatibility_is_of_mean_one_and_finite():
     found = np.random.default_rng(9).integers(0, 20, (2, 5, 2)).astype(float)
     found[1] = 7

@@ -126,7 +126,15 @@ def test_without_saliency_all_pixels_are_alike():
     found[2] = 0
     shares = pixel_shares(found)
     torch.testing.assert_close(shares[2], torch.full((24, 40), 1 / 960))
-    assert torch.equal(ratio_map(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)), torch.full((1, 2, 2), 0.5))
+
+
+def test_pixels_without_saliency_in_both_images_are_mixed_by_halves():
+    one, other = torch.zeros(2, 1, 24, 40)
+    one[0, 0, 0], other[0, -1, 0] = 3.0, 1e-9
+    ratio = ratio_map(pixel_shares(one), pixel_shares(other))
+    assert (ratio[0, :4, :4] == 1).all()
+    assert (ratio[0, -4:, :4] < 1e-30).all()
+    assert (ratio[0, :, 8:] == 0.5).all()
 
 
 def test_ratios_complement_each_other():

@@ -8,10 +8,10 @@ import torch
 
 import mixwell
 from mixwell.core.axes import Scene
-from mixwell.core.errors import BatchError, IncompatibleRecipe, ParameterError
+from mixwell.core.errors import BatchError, ParameterError
 from mixwell.core.rng import Streams
 from mixwell.ops.moments import adain, moments
-from mixwell.sample.style.mixstyle import MixStyle, StyleDraws, of_other_domains, restyle
+from mixwell.sample.style.mixstyle import MixStyle, in_blocks, of_other_domains, restyle
 
 IMAGES, LABELS = torch.randn(6, 3, 16, 16), torch.arange(6)
 
@@ -166,12 +166,30 @@ def test_a_site_named_twice_acts_once(cnn):
     assert piece.sites(drawn(piece, 6)[0]) == ("layer1",)
 
 
-def test_more_rows_than_partners_are_refused(cnn):
-    recipe = mixwell.create("mixstyle", 6).bind(cnn(6), IMAGES)
-    piece = recipe.options[0].statistics
-    draws = StyleDraws(np.ones(2, bool), np.ones((2, 3)), np.tile(np.arange(3), (2, 1)))
-    with pytest.raises(IncompatibleRecipe, match=r"Moments of 3 images.*'layer1'.*into 6 rows"):
-        piece.change(torch.randn(6, 4, 2, 2), "layer1", draws, Scene(mixwell.Batch(IMAGES, LABELS)), None)
+@pytest.mark.parametrize(("rows", "blocks"), [(3, [3]), (9, [3, 3, 3]), (5, [3, 2]), (2, [2])])
+def test_more_or_fewer_rows_than_images_change_style_in_blocks(rows, blocks):
+    """A mix of other rows than the batch has: each block of rows partners as the batch would."""
+    partner = np.array([2, 0, 1])
+    found = in_blocks(partner, rows)
+    start = 0
+    for size in blocks:
+        block = found[start : start + size] - start
+        assert (np.sort(block) == np.arange(size)).all()
+        if size == len(partner):
+            assert (block == partner).all()
+        start += size
+    assert start == len(found) == rows
+
+
+@pytest.mark.parametrize("mode", ["random", "crossdomain", "domain"])
+@pytest.mark.parametrize(("mix", "images"), [("rankmixup", 6), ("adamixup", 7), ("adamixup", 1)])
+def test_mixes_of_other_rows_than_the_batch(cnn, mix, images, mode):
+    recipe = mixwell.create(f"{mix} + mixstyle(prob=1, mode={mode})", 6)
+    extras = {"domain": torch.arange(images) % 2}
+    batch = mixwell.Batch(torch.randn(images, 3, 16, 16), torch.arange(images) % 6, extras=extras)
+    *_, turn = recipe.turns(cnn(6), batch)
+    turn.loss.backward()
+    assert torch.isfinite(turn.loss)
 
 
 @pytest.mark.parametrize("sites", ["()", "(0, 1)", "(input,)"])

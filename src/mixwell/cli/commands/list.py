@@ -11,9 +11,12 @@ from itertools import groupby
 from mixwell.cli.matrix import print_matrix, print_partners
 from mixwell.cli.options import read_options
 from mixwell.cli.page import Page
+from mixwell.cli.presets import print_presets
 from mixwell.cli.screen import Screen, table
+from mixwell.core.errors import ParameterError, closest
 from mixwell.core.pairs import pairs
 from mixwell.core.registry import method_of, methods
+from mixwell.presets import families, preset, presets
 
 __all__ = ["List", "main"]
 
@@ -23,11 +26,14 @@ class List:
     """What to list."""
 
     json: bool = False
-    """Print a JSON list of objects: of methods, with parameters, pieces, needs, cost and conformance; or of pairs, with
-    the reason of each that is refused."""
+    """Print a JSON list of objects: of methods, with parameters, pieces, needs, cost and conformance; of pairs, with
+    the reason of each that is refused; or of presets."""
     pairs: tuple[str, ...] | None = None
     """List which recipes of two methods are accepted: all of them as a matrix, or the partners of the methods that are
     given here."""
+    presets: tuple[str, ...] | None = None
+    """List the published trainings that mixwell train --preset takes: all of them, or those whose names hold every word
+    that is given here."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         prog="mixwell list",
         description="List all methods, and which questions they answer; or which go together.",
     )
+    if config.presets is not None:
+        return _presets(config.presets, as_json=config.json)
     if config.pairs is not None:
         return _pairs(config.pairs, as_json=config.json)
     pages = [Page.of(method_of(slug)) for slug in methods()]
@@ -87,4 +95,17 @@ def _pairs(of: Sequence[str], *, as_json: bool) -> int:
         if place:
             screen.print()
         print_partners(screen, slug, slugs, found)
+    return 0
+
+
+def _presets(words: Sequence[str], *, as_json: bool) -> int:
+    found = [preset(name) for name in presets() if all(word in name for word in words)]
+    if not found:
+        given = " ".join(words)
+        raise ParameterError(f"No preset's name holds {given!r}; {closest(given, families())}")
+    if as_json:
+        json.dump([{**asdict(each), "cost": each.cost} for each in found], sys.stdout, indent=2, ensure_ascii=False)
+        print()
+        return 0
+    print_presets(Screen(), found)
     return 0

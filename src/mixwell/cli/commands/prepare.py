@@ -30,13 +30,15 @@ class Prepare:
     recipe: str
     """What will be trained, e.g. "djmix" or "djmix(stride=8) + mixup"."""
     data: str = "fashion-mini"
-    """Data set: fashion-mini, fashion-mnist, digits, cifar10, cifar100, or imagefolder:PATH."""
+    """Data set, as mixwell train takes it."""
     data_options: KeyValues = field(default_factory=dict)
     """Options of the data set, such as size=28 channels=1."""
     root: Path | None = None
     """Folder of the data; $MIXWELL_DATA or ~/.cache/mixwell if not given."""
     augment: Literal["crop-flip", "rrc-flip"] | None = None
     """Augmentation of the training images."""
+    augment_options: KeyValues = field(default_factory=dict)
+    """More of it, as mixwell train takes it."""
     workers: int = 0
     """Processes that read images; sets that lie in memory need none."""
 
@@ -49,7 +51,13 @@ def main(argv: Sequence[str]) -> int:
         prog="mixwell prepare",
         description="Make what a recipe needs before training. `mixwell train` does it by itself.",
     )
-    data = load(config.data, root=config.root, augment=config.augment, **config.data_options)
+    data = load(
+        config.data,
+        root=config.root,
+        augment=config.augment,
+        augment_options=config.augment_options,
+        **config.data_options,
+    )
     recipe = create(config.recipe, data.num_classes, pixels=data.pixels)
     screen = Screen()
     if not needs_preparing(recipe):

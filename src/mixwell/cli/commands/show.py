@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mixwell.cli.options import KeyValues, read_options
 from mixwell.cli.page import Page, parameter_docs, settings_of
+from mixwell.cli.presets import print_preset
 from mixwell.cli.screen import Screen, table
 from mixwell.core.axes import Piece
 from mixwell.core.compose import compose
@@ -26,6 +28,7 @@ from mixwell.core.errors import IncompatibleRecipe, MixwellError, ModelError
 from mixwell.core.recipe import Recipe, create
 from mixwell.core.registry import method_of, methods
 from mixwell.nets import create_net
+from mixwell.presets import preset
 from mixwell.probe import Probe, Want
 
 __all__ = ["Show", "main"]
@@ -37,8 +40,10 @@ _TRIALS = 256
 class Show:
     """What to show."""
 
-    recipe: str
+    recipe: str = ""
     """A method, such as transmix, or a recipe, such as "cutmix(alpha=0.5) + transmix"."""
+    preset: str | None = None
+    """A published training, such as cifar100-resnet18-200/puzzlemix: shows its figure, source, cost and settings."""
     model: str | None = None
     """Network to try the recipe on: cnn-s, vit-s, or any name of timm or torchvision. Shows its sites and which of them
     are used; exits 1 if the recipe cannot act on it."""
@@ -58,13 +63,19 @@ def main(argv: Sequence[str]) -> int:
         Show,
         argv,
         prog="mixwell show",
-        description="Show a method's page, or what a recipe does.",
+        description="Show a method's page, what a recipe does, or a published training.",
         groups={"network": ("model", "model_options", "classes", "size", "channels")},
         positional="recipe",
     )
-    slug = config.recipe.strip()
-    recipe = _whole(slug, config.classes) if slug in methods() else create(slug, config.classes)
     screen = Screen()
+    if config.preset is not None:
+        print_preset(screen, preset(config.preset))
+        return 0
+    slug = config.recipe.strip()
+    if not slug:
+        print("mixwell show needs a METHOD or a RECIPE, or --preset NAME; see mixwell show --help", file=sys.stderr)
+        return 2
+    recipe = _whole(slug, config.classes) if slug in methods() else create(slug, config.classes)
     if slug in methods():
         _method(screen, slug)
     else:

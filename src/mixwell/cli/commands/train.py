@@ -9,15 +9,26 @@ from rich.text import Text
 
 from mixwell.cli.options import read_options
 from mixwell.cli.screen import Screen, table
+from mixwell.presets import preset
 from mixwell.train import Evaluation, Result, TrainConfig, train
 
 __all__ = ["GROUPS", "main"]
 
 GROUPS = {
-    "data": ("data_options", "root", "augment", "workers"),
+    "data": ("data_options", "root", "label_noise", "augment", "augment_options", "workers"),
     "network": ("model_options", "init"),
     "mixing and loss": ("mix_until", "criterion", "label_smoothing", "class_weights"),
-    "optimiser": ("optimizer", "lr", "weight_decay", "momentum", "optimizer_options", "accumulate", "clip", "ema"),
+    "optimiser": (
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "decay_norms",
+        "momentum",
+        "optimizer_options",
+        "accumulate",
+        "clip",
+        "ema",
+    ),
     "schedule": (
         "schedule",
         "warmup_epochs",
@@ -40,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         prog="mixwell train",
         description="Train a network with a recipe. The same command again resumes the run.",
         groups=GROUPS,
+        presets=lambda name: preset(name).fields,
     )
     result = train(config, progress=True)
     if PartialState().is_main_process:

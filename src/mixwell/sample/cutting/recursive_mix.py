@@ -149,6 +149,7 @@ class PasteHistory(Blend):
     takes_lam = False
     hidden = False
     aligned = False
+    repeats = False
     network = True
 
     def __init__(self, alpha: float = 0.5, interpolation: Interpolation = "nearest", per: Per = "sample") -> None:

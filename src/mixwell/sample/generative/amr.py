@@ -200,6 +200,7 @@ class Resynthesis(Blend):
     hidden = False
     shows_shares = False
     exact = False
+    repeats = False
 
     def __init__(
         self,

@@ -166,6 +166,7 @@ class UNetMix(Blend):
     hidden = False
     shows_shares = False
     exact = False
+    repeats = False
 
     def __init__(self, width: int = 16, rule: Rule = "paper", per: Per = "sample") -> None:
         super().__init__()

@@ -13,6 +13,8 @@ Pairs (`mix_samples=2`) are an image and its partner, with λ ~ Beta(α, α). Fr
 independent permutations of the batch, so a mix need not contain the row whose place it takes; shares are independent
 Betas over their sum, which is no Dirichlet distribution, and both batches of a step take the same ones.
 
+Trainings of fewer than some 6,000 steps need a smaller momentum (see `automix`).
+
 Paper and code: the code pushes the mixed logits away from the sources' (`cosine="apart"`), where the paper's motive,
 that images should keep their meaning, asks for the contrary (`cosine="together"`). It draws shares once per batch
 (`per="batch"`). Both look at the first share alone to tell what is mixed linearly. The code's masks fit square maps

@@ -10,6 +10,9 @@ Equations: mask → `mixwell.nets.mixblock.MixBlock`; (1-m)·x_i + m·x_j → `b
 `MixerLoss`; θ_k and m(t) → `mixwell.nets.teacher`; what it shares with other learned mixers → `mixwell.nets.taught`.
 Evaluation and export use k with its clean classifier (`Recipe.predictor`).
 
+k follows so slowly that it needs some 6,000 steps to leave its first weights behind: after 900 steps it still holds
+64 % of them, and predicts worse than q. Shorter trainings need a smaller momentum, and are told which.
+
 Paper and code: the authors' code draws both λ once per batch (`per="batch"`; L_λ then takes the area of the whole
 batch, else that of each image). Its `mask_adjust` scales the classifier's masks to the mixer's λ (`rule="code"`); what
 is meant is their own (`rule="paper"`). γ stays 0.1 on CIFAR and Tiny-ImageNet and falls to 0 elsewhere

@@ -24,7 +24,7 @@ Paper and code:
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,6 +72,8 @@ _HALVES_GAIN = 5e-4
 _HALF_APART = 0.25
 _NEVER = 1e6
 """Cost of what must not be chosen."""
+_PAIRS = np.array(((0, 1), (0, 2), (1, 2)))
+"""Of the three inputs that an output shows most."""
 _SETTLED = 1e-6
 """A part stays as it is once a round changes its objective by a smaller share."""
 
@@ -109,11 +111,19 @@ def in_parts(rows: Float[ndarray, "b *d"], part: int) -> Float[ndarray, "p m *d"
 
 def peaks(saliency: Float[Tensor, "b h w"]) -> Int64[Tensor, "b 2"]:
     """Row and column, in pixels, where the most salient square of 8 pixels (or as many as there are) begins."""
-    window = (min(_PEAK, saliency.shape[1]), min(_PEAK, saliency.shape[2]))
-    lines = F.avg_pool2d(saliency[:, None], (window[0], 1), stride=1)  # a square at once takes four times as long
-    pooled = F.avg_pool2d(lines, (1, window[1]), stride=1)[:, 0]
+    pooled = _window_sums(_window_sums(saliency, 1), 2)
     at = pooled.flatten(1).argmax(1)
     return torch.stack((at // pooled.shape[2], at % pooled.shape[2]), 1)
+
+
+def _window_sums(maps: Float[Tensor, "b h w"], axis: int) -> Float[Tensor, "b y x"]:
+    """Of eight neighbours along an axis, or all where there are fewer; for one channel far faster than pooling."""
+    if maps.shape[axis] < _PEAK:
+        return maps.sum(axis, keepdim=True)
+    for step in (1, 2, 4):
+        length = maps.shape[axis] - step
+        maps = maps.narrow(axis, 0, length) + maps.narrow(axis, step, length)
+    return maps
 
 
 def peak_distances(found: Float[ndarray, "p m 2"], sizes: Int64[ndarray, " p"]) -> Float[ndarray, "p m m"]:
@@ -224,22 +234,18 @@ class Arrangement:
         counts = self.shares[parts, output].sum((1, 2))
         extra = self.excess(parts, counts) + self.gamma * self.discouraged[parts, output] + self.lacking[parts]
         costs = self.costs[parts] + extra[:, None, None]
-        rows = np.arange(len(parts))[:, None]
-        pairs = list(combinations(range(min(3, m)), 2)) if halves else []
-        count = m + len(pairs)
-        shares, table = np.zeros((len(parts), count, m)), np.ones((len(parts), count, count))
-        shares[:, range(m), range(m)] = 1
-        table[:, range(count), range(count)] = 0
-        if not pairs:
+        if not halves or m == 1:
+            shares, table = (np.broadcast_to(one, (len(parts), m, m)) for one in (np.eye(m), 1 - np.eye(m)))
             return Choices(costs, table, shares)
+        pairs = _PAIRS[: m * (m - 1) // 2]
+        count = m + len(pairs)
+        shares, table = (np.tile(one, (len(parts), 1, 1)) for one in (np.eye(count, m), 1 - np.eye(count)))
         most = np.sort(torch.from_numpy(counts).topk(min(3, m)).indices.numpy())  # equals are ranked as by the code
-        for one in most[:, pairs].transpose(2, 0, 1):
-            label = np.arange(m, count)
-            shares[rows, label, one] = 0.5
-            table[rows, label, one] = table[rows, one, label] = _HALF_APART
+        rows, label, both = np.arange(len(parts))[:, None, None], np.arange(m, count)[:, None], most[:, pairs]
+        shares[rows, label, both] = 0.5
+        table[rows, label, both] = table[rows, both, label] = _HALF_APART
         costs = costs @ shares.swapaxes(1, 2)[:, None]
-        shown = np.take_along_axis(counts, most, 1)[:, pairs].all(2)
-        costs[..., m:] += np.where(shown, -_HALVES_GAIN, _NEVER)[:, None, None]
+        costs[..., m:] += np.where(counts[rows, both].all(2), -_HALVES_GAIN, _NEVER)[:, None, None]
         return Choices(costs, table, shares)
 
     def excess(self, parts: Int64[ndarray, " p"], counts: Float[ndarray, "p m"]) -> Float[ndarray, "p m"]:
@@ -271,8 +277,11 @@ class Arrangement:
     def objective(self) -> Float[ndarray, " p"]:
         """Costs of the blocks, smoothness, and how often outputs show the same input (without τ and A)."""
         shares = self.shares
-        kept = np.einsum("phwk,pihwk->p", self.costs, shares)
-        steps = sum(np.square(np.diff(shares, axis=axis)).sum((1, 2, 3, 4)) for axis in (2, 3))
+        kept = (self.costs * shares.sum(1)).sum((1, 2, 3))
+        steps = sum(
+            np.einsum("pihwk,pihwk->p", apart, apart)
+            for apart in (shares[:, :, 1:] - shares[:, :, :-1], shares[:, :, :, 1:] - shares[:, :, :, :-1])
+        )
         counts = shares.sum((2, 3))
         common = np.square(counts.sum(1)).sum(1) - np.square(counts).sum((1, 2))
         total: Float[ndarray, " p"] = kept + self.beta / 2 * steps + self.gamma * common
@@ -314,38 +323,30 @@ def assemble(
     x: Float[Tensor, "b c h w"],
     one: Int64[Tensor, "r gh gw"],
     other: Int64[Tensor, "r gh gw"],
-    halves: bool,
+    halves: Bool[ndarray, "gh gw"],
 ) -> Float[Tensor, "r c h w"]:
     """Blocks of images side by side, each the mean of the same block of two images.
 
     Args:
         x: (B, C, H, W) at any resolution.
         one, other: (R, gh, gw) the rows that each block shows; the same row twice where it shows one.
-        halves: False if they are the same everywhere.
+        halves: places of the grid where they differ in any row.
     """
-    mixed = _blocks_of(x, one)
-    if not halves:
-        return mixed
-    share = ((one != other) / 2).to(x.dtype)
-    down, across = (
-        torch.arange(size, device=x.device) * blocks // size
-        for size, blocks in zip(x.shape[2:], one.shape[1:], strict=True)
-    )
-    return mixed.lerp_(_blocks_of(x, other), share[:, None, down[:, None], across])
-
-
-def _blocks_of(x: Float[Tensor, "b c h w"], rows: Int64[Tensor, "r gh gw"]) -> Float[Tensor, "r c h w"]:
-    """Each block from the row that it shows."""
-    found = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+    mixed = torch.empty((len(one), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout_of(x))
     down, across = (
         [-(-block * size // blocks) for block in range(blocks + 1)]
-        for size, blocks in zip(x.shape[2:], rows.shape[1:], strict=True)
+        for size, blocks in zip(x.shape[2:], one.shape[1:], strict=True)
     )
+    shares = ((one != other) / 2).to(x.dtype)[:, None, None]
     # A copy per place of the grid, for all images: several times as fast as `gather` where images are large.
     for i, (top, bottom) in enumerate(pairwise(down)):
         for j, (left, right) in enumerate(pairwise(across)):
-            found[:, :, top:bottom, left:right] = x[:, :, top:bottom, left:right].index_select(0, rows[:, i, j])
-    return found
+            block = x[:, :, top:bottom, left:right]
+            shown = block.index_select(0, one[:, i, j])
+            if halves[i, j]:
+                shown.lerp_(block.index_select(0, other[:, i, j]), shares[..., i, j, None])
+            mixed[:, :, top:bottom, left:right] = shown
+    return mixed
 
 
 def mix_of(
@@ -362,7 +363,7 @@ def mix_of(
     first, last = (blocks > 0).argmax(1), blocks.shape[1] - 1 - (blocks[:, ::-1] > 0).argmax(1)
     rows = np.arange(len(sources))[:, None, None]
     one, other = onto(sources[rows, first], images), onto(sources[rows, last], images)
-    halves = bool((first != last).any())
+    halves = (first != last).any(0)
 
     def apply(x: Tensor) -> Tensor:
         return assemble(x, one, other, halves)

@@ -51,27 +51,38 @@ Distance = Literal["l2", "l1", "cosine"]
 def pixel_shares(saliency: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """s: each pixel's share of its image's saliency, after a blur; the same everywhere where there is none.
 
+    No share is 0: the least is fp32's least normal number.
+
     Args:
         saliency: (B, H, W) ≥ 0, fp32, on any scale.
     """
     smooth = blurred(saliency)
     total = smooth.sum((1, 2), keepdim=True)
-    return torch.where(total == 0, 1 / smooth[0].numel(), smooth / total)
+    empty = total == 0
+    least = torch.where(empty, 1 / smooth[0].numel(), torch.finfo(torch.float32).tiny)
+    return smooth.div_(total + empty).add_(least)
 
 
 def distances(shares: Float[Tensor, "b h w"], distance: Distance = "l2") -> Float[Tensor, "b b"]:
     """How far apart the maps of each two images are, in fp32."""
     flat = shares.flatten(1)
-    with torch.autocast(flat.device.type, enabled=False):
-        if distance == "l1":
+    if distance == "l1":
+        with torch.autocast(flat.device.type, enabled=False):
             return torch.cdist(flat, flat, p=1)
-        if distance == "cosine":
-            units = nn.functional.normalize(flat)
-            return 1 - units @ units.T
-        around = flat - flat.mean(0)  # the maps are much alike: products of what they share would drown the rest
-        products = around @ around.T
-        squares = products.diagonal()
-        return (squares[:, None] + squares - 2 * products).clamp_min_(0).sqrt_()
+    if distance == "cosine":
+        return 1 - _products(nn.functional.normalize(flat))
+    products = _products(flat - flat.mean(0))  # the maps are much alike: what they share would drown the rest
+    squares = products.diagonal()
+    return (squares[:, None] + squares).sub_(products, alpha=2).clamp_min_(0).sqrt_()
+
+
+def _products(rows: Float[Tensor, "b n"]) -> Float[Tensor, "b b"]:
+    """Scalar products of each two rows."""
+    if rows.is_cpu:
+        array = rows.detach().numpy()
+        return torch.from_numpy(array @ array.T)  # NumPy knows that this is symmetric, and does half of the work
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows @ rows.T
 
 
 def greedy_cycle(distance: Float[np.ndarray, "b b"]) -> Int64[np.ndarray, " b"]:
@@ -89,19 +100,21 @@ def greedy_cycle(distance: Float[np.ndarray, "b b"]) -> Int64[np.ndarray, " b"]:
     first, row = divmod(int(left.argmax()), rows)
     partner[first] = row
     left[:, first] = -np.inf
-    # Every step waits for the one before it, so this is no work for a device: 64 rows take 0.06 ms, 256 rows 0.4 ms.
+    # Every step waits for the one before it, so this is no work for a device: 64 rows take 0.04 ms, 256 rows 0.4 ms.
+    reached_from, reaching = list(left), list(left.T)
     for _ in range(rows - 2):
-        partner[row] = farthest = int(left[row].argmax())
-        left[:, row] = -np.inf
+        farthest = int(reached_from[row].argmax())
+        partner[row] = farthest
+        reaching[row].fill(-np.inf)
         row = farthest
     partner[row] = first
     return partner
 
 
 def ratio_map(own: Float[Tensor, "b h w"], partner: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """M: the own image's part of both images' saliency at each pixel; ½ where neither has any."""
+    """M: the own image's part of both images' saliency, > 0, at each pixel."""
     both = own + partner
-    return torch.where(both == 0, 0.5, own / both)
+    return torch.div(own, both, out=both)
 
 
 class SharedShares(nn.Module):
@@ -149,8 +162,8 @@ class GreedyCycle(Pairing):
                 "guided_mixup: the saliency of the clean batch is not finite. Check the images and, with a saliency "
                 "from the network, that its loss on them is finite."
             )
-        index = onto(greedy_cycle(apart)[:, None], scene.batch.images)
-        return Partners.at(index, scene.batch.labels)
+        sources = np.stack((np.arange(len(apart)), greedy_cycle(apart)), 1)
+        return Partners(onto(sources, scene.batch.images), scene.batch.labels)
 
 
 class PixelRatio(Blend):

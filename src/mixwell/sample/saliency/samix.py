@@ -9,6 +9,8 @@ AutoMix's mixup cross-entropy ("mce"), or from a softmax over the two mixed clas
 classes ("balanced"). Equations: λ' → `encoded`; mask → `SAMixer`; -2·Var(m) → `mask_variance`; l₊ → `local_loss`;
 l₊ + η·l₋ → `SAMixLoss`.
 
+Trainings of fewer than some 6,000 steps need a smaller momentum (see `automix`).
+
 Paper and code: η acts in no released supervised configuration, as it would multiply classes whose label share is 0; so
 "mce" is the default, with which those results were made. The other defaults are those of the longest runs on CIFAR-100.
 Tiny-ImageNet and ImageNet take λ as it is (`lam_mul_k=-1, mask_adjust=0`), CUB and Aircraft `lam_mul_k=1`; all larger

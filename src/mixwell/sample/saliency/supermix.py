@@ -89,7 +89,11 @@ def told_apart(classes: Int[Tensor, "b k"]) -> Bool[Tensor, " b"]:
 
 def masks_of(logits: Float[Tensor, "b k side side"], size: tuple[int, int]) -> Float[Tensor, "b k h w"]:
     """Masks at any resolution: bilinear, then a sigmoid each, then divided by their sum."""
-    return F.logsigmoid(F.interpolate(logits, size, mode="bilinear")).softmax(1)  # which no sigmoid of 0 can break
+    wide = F.interpolate(logits, size, mode="bilinear")
+    # Sigmoids below e^-80 are those of an exponential, whose shares no common shift changes: their sum is never 0.
+    lift = (-80 - wide.detach().amax(1, keepdim=True)).clamp_min_(0)
+    parts = torch.sigmoid(wide + lift)
+    return parts / parts.sum(1, keepdim=True)
 
 
 def smoothed(gradient: Float[Tensor, "b k side side"], sigma: float) -> Float[Tensor, "b k side side"]:

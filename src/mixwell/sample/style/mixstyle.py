@@ -29,12 +29,12 @@ from mixwell.core.axes import Scene, Statistics
 from mixwell.core.batch import Batch
 from mixwell.core.errors import BatchError, number_in
 from mixwell.core.mix import Mix, onto
-from mixwell.core.places import Sites, check_rows, hidden_only, sites_of
+from mixwell.core.places import Sites, hidden_only, sites_of
 from mixwell.core.registry import Pieces, method
 from mixwell.ops.moments import moments, with_moments
 from mixwell.probe import Anatomy
 
-__all__ = ["MixStyle", "Mode", "across_halves", "of_other_domains", "restyle"]
+__all__ = ["MixStyle", "Mode", "across_halves", "in_blocks", "of_other_domains", "restyle"]
 
 Mode = Literal["random", "crossdomain", "domain"]
 
@@ -147,15 +147,25 @@ class MixStyle(Statistics):
     def change(
         self, hidden: Float[Tensor, "r c h w"], site: str, draws: StyleDraws, scene: Scene, mix: Mix | None
     ) -> Float[Tensor, "r c h w"]:
-        which = self.order[site]
-        lam, drawn = draws.lam[which], draws.partner[which]
-        check_rows(hidden, len(lam), site)
+        which, size = self.order[site], len(hidden)
+        lam, drawn = np.resize(draws.lam[which], size).astype(np.float32), draws.partner[which]
         if self.mode == "domain":
-            points = onto(drawn.astype(np.float32), hidden)
-            partner = of_other_domains(_domains_of(scene.batch), points)
+            domains = _domains_of(scene.batch)
+            rows = onto(np.arange(size) % len(domains), hidden)
+            partner = of_other_domains(domains[rows], onto(np.resize(drawn, size).astype(np.float32), hidden))
         else:
-            partner = onto(drawn, hidden)
-        return restyle(hidden, partner, onto(lam.astype(np.float32), hidden), self.eps)
+            partner = onto(in_blocks(drawn, size), hidden)
+        return restyle(hidden, partner, onto(lam, hidden), self.eps)
+
+
+def in_blocks(partner: Int64[np.ndarray, " b"], rows: int) -> Int64[np.ndarray, " r"]:
+    """Partners of R rows, by the partners of B: the same in each block of B rows, for a mix that makes more or fewer.
+
+    Rows of a last, smaller block partner among themselves.
+    """
+    blocks, left = divmod(rows, len(partner))
+    whole = np.arange(blocks)[:, None] * len(partner) + partner
+    return np.concatenate((whole.ravel(), rows - left + partner[:left].argsort().argsort()))
 
 
 def _halves(rng: Generator, rows: int) -> Int64[np.ndarray, " b"]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from mixwell.core.axes import Scene, Statistics
 from mixwell.core.errors import IncompatibleRecipe, ParameterError, SiteError, number_in
 from mixwell.core.mix import Mix, onto
-from mixwell.core.places import check_rows, hidden_only, sites_of
+from mixwell.core.places import hidden_only, sites_of
 from mixwell.core.registry import Pieces, method
 from mixwell.core.targets import Targets
 from mixwell.ops.moments import moments, positive_moments, with_moments
@@ -140,7 +140,7 @@ class MomentExchange(Statistics):
         self, hidden: Float[Tensor, "r c h w"], site: str, draws: ExchangeDraws, scene: Scene, mix: Mix | None
     ) -> Float[Tensor, "r c h w"]:
         partner = _partner(draws, mix, hidden)
-        check_rows(hidden, len(partner), site)
+        _check_rows(hidden, len(partner), site)
         groups = self._groups(hidden.shape[1], site)
         return exchange(hidden, partner, self.norm, groups, self.eps, self.positive_only)
 
@@ -176,6 +176,19 @@ def _partner(draws: ExchangeDraws, mix: Mix | None, like: Tensor) -> Int[Tensor,
     if mix is not None and mix.sources.shape[1] == 2 and len(mix.sources) == len(mix.pool) == len(draws.partner):
         return mix.sources[:, 1]
     return onto(draws.partner, like)
+
+
+def _check_rows(hidden: Float[Tensor, "r c h w"], rows: int, site: str) -> None:
+    """See that the map has the rows that partners were drawn for.
+
+    Raises:
+        IncompatibleRecipe: a mix before the site made more or fewer rows than the batch has.
+    """
+    if len(hidden) != rows:
+        raise IncompatibleRecipe(
+            f"Moments of {rows} images change at site {site!r}, but the images were mixed into {len(hidden)} rows "
+            "before. Mix them into as many rows, as cutmix does, or behind the site."
+        )
 
 
 def _check_before(targets: Targets, rows: int) -> None:

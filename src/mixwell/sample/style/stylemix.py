@@ -352,6 +352,7 @@ class StyleBlend(Blend):
     hidden = False
     shows_shares = False
     exact = False
+    repeats = False
 
     def __init__(self, transfer: StyleTransfer, alpha: float, r: float = 0.7, per: Per = "sample") -> None:
         super().__init__()
@@ -378,7 +379,7 @@ class StyleBlend(Blend):
     ) -> Float[Tensor, "b c h w"]:
         """Images after a change of their canvas, at their own size, dtype and memory layout."""
         made = _resized(mixed(self.transfer.canvas(x)), tuple(x.shape[2:]))
-        return made.to(x.dtype, memory_format=layout_of(x))
+        return made.to(x.dtype).contiguous(memory_format=layout_of(x))
 
 
 class MapStyles(StyleBlend):
