@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -307,10 +308,12 @@ def _load_replay(slug: str, folder: Path) -> _Replay:
 def _module(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "a .py file has a spec"
-    assert spec.loader is not None, "and a loader"
+    assert isinstance(spec.loader, SourceFileLoader), "and a loader of its source"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    # Always from its text: bytecode on disk passes for that of an edited file of the same size and second.
+    code = spec.loader.source_to_code(path.read_bytes(), path)
+    exec(code, module.__dict__)
     return module
 
 

@@ -1,5 +1,7 @@
 """Every golden file agrees with mixwell, and the harness that says so misses nothing."""
 
+import os
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -93,6 +95,20 @@ def toy(tmp_path):
         return harness.check(tmp_path / "toy.npz", tmp_path, shipped=shipped)
 
     return run
+
+
+def test_an_edited_replay_of_the_same_size_and_second_is_read_again(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert toy("return {'double': 2 * case['x']}").ok
+    stamp = (tmp_path / "toy.py").stat()
+    write = Path.write_text
+
+    def same_second(path, text):
+        write(path, text)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    monkeypatch.setattr(Path, "write_text", same_second)
+    assert not toy("return {'double': 3 * case['x']}").ok
 
 
 def test_right_answer(toy):
