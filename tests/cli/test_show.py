@@ -30,6 +30,7 @@ def test_the_page_of_every_method(run, slug):
     assert slug in call.split(" + ")
     assert isinstance(mixwell.create(call, num_classes=10), mixwell.Recipe)
     assert "$ mixwell train --recipe" in text
+    assert not re.search(r"\bat 0x|bound method", text)
 
 
 def test_a_method_without_a_sample_policy_is_shown_with_one(run):
@@ -55,6 +56,10 @@ def test_a_recipe_shows_who_answers_each_question(run):
     assert "cutmix, suggested" in rows["ratio"]
     assert "transmix, essential" in rows["label"]
     assert rows["pairing"].rstrip().endswith("plain")
+
+
+def test_parts_of_a_piece_show_their_settings(run):
+    assert "slic=Slic(n_segments=30)" in words(run("show", "superpixel_grid(n_segments=30)", columns=140).out)
 
 
 def test_a_switch_shows_its_weights(run):

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from mixwell.conformance import source_of
 from mixwell.core.algebra import Call
 from mixwell.core.axes import Need, Piece, SelfBlend, Slot
@@ -123,15 +125,24 @@ def cost_of(pieces: Iterable[Piece]) -> list[str]:
     return [words for words, applies in found.items() if applies]
 
 
-def settings_of(piece: Piece) -> str:
-    """The piece's class with what it was built from: `Beta(alpha=1.0, per=sample)`."""
+def settings_of(piece: object) -> str:
+    """The class of a piece, or of a part of one, with what it was built from: `Beta(alpha=1.0, per=sample)`."""
     given = {
         name: value
         for name, parameter in inspect.signature(type(piece)).parameters.items()
-        if (value := getattr(piece, name, None)) is not None and value != parameter.default
+        if (value := getattr(piece, name, None)) is not None
+        and not inspect.isroutine(value)
+        and value != parameter.default
     }
-    inside = ", ".join(f"{name}={value}" for name, value in given.items())
+    inside = ", ".join(f"{name}={_setting(value)}" for name, value in given.items())
     return f"{type(piece).__name__}({inside})" if inside else type(piece).__name__
+
+
+def _setting(value: object) -> str:
+    """A value on one line: networks by their class, objects that do not describe themselves by their settings."""
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return settings_of(value) if type(value).__repr__ is object.__repr__ else str(value)
 
 
 def parameter_docs(entry: Method) -> dict[str, str]:
