@@ -14,7 +14,7 @@ from typing import Any
 from mixwell.cli.page import Page
 from mixwell.core.algebra import Call, Plain, Sum, parse
 from mixwell.core.registry import Method
-from mixwell.report import Board, Metric, Row, boards_of, rows_of
+from mixwell.report import Board, Metric, Row, boards_of, rows_of, summary
 from mixwell.report.board import measured
 from mixwell.report.metrics import RELATIVE_EPOCH
 from mixwell.train import Run, RunFolder
@@ -61,7 +61,7 @@ def leaderboards(folder: Path = RESULTS) -> str:
                 text = metric.interval if metric.key == "accuracy" else lambda found, of=metric: of.text(found.mean)
                 cells.append("" if estimate is None else text(estimate))
             lines.append(f"| `{_escaped(row.recipe)}` | {' | '.join(cells)} | {len(row.runs)} |")
-        parts += [f"**{_network(board.rows[0])}**", "\n".join(lines)]
+        parts += [f"**{_network(board.rows[0])}**", "\n".join(lines), summary(board)]
     return "\n\n".join([*parts, _conditions(folder)]) if parts else ""
 
 

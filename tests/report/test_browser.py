@@ -259,6 +259,26 @@ def test_the_front_holds_what_nothing_cheaper_reaches(tab: Any) -> None:
     assert found == front
 
 
+def test_what_lies_far_from_all_others_does_not_flatten_them(
+    opens: Any, run_in: Callable[..., Run], evaluation: Callable[..., Any], tmp_path: Path
+) -> None:
+    accuracies = {recipe: 0.8 + place / 200 for place, recipe in enumerate(RECIPES)} | {"amr": 0.3}
+    runs = [
+        run_in(tmp_path, recipe, 0, accuracy=accuracy, evaluation=evaluation())
+        for recipe, accuracy in accuracies.items()
+    ]
+    plot = opens(page(runs, tmp_path / "far.html")).locator("#trade .plot")
+    heights = {point.get_attribute("aria-label"): point.bounding_box()["y"] for point in plot.locator(".point").all()}
+    assert len(heights) == len(accuracies)
+    low, high = (next(at for words, at in heights.items() if words.startswith(f"{name},")) for name in ("none", BEST))
+    assert low - high > 100
+    (outside,) = (words for words in heights if words.startswith("amr,"))
+    assert "30" in outside
+    assert heights[outside] == max(heights.values())
+    assert plot.locator(".point .mark[d$='z']").count() == 2  # the diamond of none, and a triangle
+    assert "amr" in plot.locator("svg text.ink").all_text_contents()
+
+
 def test_corruptions_by_severity_and_as_differences(tab: Any) -> None:
     def line(name: str) -> list[str]:
         cells: list[str] = tab.locator("#corruptions tbody tr", has_text=name).locator("td").all_inner_texts()

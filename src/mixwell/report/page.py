@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mixwell.report.data import data
 from mixwell.report.metrics import GROUPS, Metric
 from mixwell.report.pictures import Album
 from mixwell.report.recipes import Library
-from mixwell.report.runs import Row, evaluated_under, rows_of
+from mixwell.report.runs import Row, evaluated_under, in_words, rows_of
 from mixwell.report.verdict import picks, points, summary
 from mixwell.templates import templates_of
 from mixwell.train import Run
@@ -123,7 +123,8 @@ class _Facet:
 
     def of(self, row: Row) -> str:
         """The value of the first part, which says those of the others."""
-        return str(row.setting[self.names[0]])
+        value = row.setting[self.names[0]]
+        return in_words(self.names[0], value) if value is None else str(value)
 
 
 def _facets(rows: Sequence[Row]) -> list[_Facet]:
@@ -131,13 +132,12 @@ def _facets(rows: Sequence[Row]) -> list[_Facet]:
     for name in rows[0].setting:
         values = [str(row.setting[name]) for row in rows]
         together.setdefault(tuple(map(values.index, values)), []).append(name)
-    return [
-        _Facet(
-            (first, *others),
-            {str(row.setting[first]): ", ".join([f"{name} {row.setting[name]}" for name in others]) for row in rows},
-        )
-        for first, *others in together.values()
-    ]
+    found = []
+    for names in together.values():
+        facet = _Facet(tuple(names), {})
+        others = {facet.of(row): ", ".join(in_words(name, row.setting[name]) for name in names[1:]) for row in rows}
+        found.append(replace(facet, words=others))
+    return found
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mixwell.report.metrics import METRICS, RELATIVE_EPOCH, Estimate, Metric
 from mixwell.train import Run, RunFolder
 from mixwell.train.config import differing
 
-__all__ = ["Found", "Row", "evaluated_under", "find_runs", "rows_of"]
+__all__ = ["Found", "Row", "evaluated_under", "find_runs", "in_words", "rows_of"]
 
 _FIRST = ("data", "model")
 """Parts of a setting that are told before the others."""
@@ -77,6 +77,11 @@ class Row:
     setting: Mapping[str, Any]
     runs: tuple[Run, ...]
     values: Mapping[str, Mapping[int, float]]
+
+    @property
+    def circumstances(self) -> str:
+        """The setting in words: "model cnn-s, no label noise"; empty if the report has one only."""
+        return ", ".join(in_words(name, value) for name, value in self.setting.items())
 
     @property
     def name(self) -> str:
@@ -225,3 +230,9 @@ def _mean(found: Sequence[Any]) -> Any:
     if isinstance(found[0], list | tuple):
         return [_mean(values) for values in zip(*found, strict=True)]
     return float(np.mean(found))
+
+
+def in_words(name: str, value: Any) -> str:
+    """A part of a setting: "label noise 0.4", or "no label noise" where it is None."""
+    words = name.replace("_", " ")
+    return f"no {words}" if value is None else f"{words} {value}"

@@ -56,6 +56,6 @@ def _markdown(board: Board) -> str:
         recipe = f"`{row.recipe}`".replace("|", "\\|")
         reference = " (reference)" if row.recipe == REFERENCE else ""
         lines.append([str(board.ranks[row.recipe]), recipe + reference, *cells, str(len(row.runs))])
-    setting = ", ".join(f"{name} {value}" for name, value in board.setting.items())
+    setting = board.rows[0].circumstances
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{setting}\n\n{table}" if setting else table

@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _print(screen: Screen, board: Board) -> None:
     if board.setting:
-        screen.title(", ".join(f"{name} {value}" for name, value in board.setting.items()))
+        screen.title(board.rows[0].circumstances)
     accuracy, nll, ece = (next(metric for metric in METRICS if metric.key == key) for key in ("accuracy", "nll", "ece"))
     rows = table("recipe", "rank", "accuracy", "NLL", "ECE")
     for column in rows.columns[1:]:

@@ -6,7 +6,9 @@ function options(select, list, value) {
 }
 const measures = data.metrics.filter(metric => metric.better), list = () => rows.filter(row => shown.has(row));
 const asOptions = metrics => metrics.map(metric => [metric.key, metric.name]);
-const markOf = (row, x, y, r) => row.reference
+const markOf = (row, x, y, r, beyond = 0) => beyond
+  ? node("path", { class: `mark${row.reference ? " d0" : slots.has(row) ? ` d${slots.get(row) % 8}` : ""}`, d: `M${x},${fixed(y + beyond * r)}l${-r},${-beyond * 2 * r}h${2 * r}z` })
+  : row.reference
   ? node("path", { class: `mark d0`, d: `M${x},${fixed(y - r - 1.5)}l${r + 1.5},${r + 1.5}l${-r - 1.5},${r + 1.5}l${-r - 1.5},${-r - 1.5}z` })
   : node("circle", { class: "mark" + (slots.has(row) ? ` d${slots.get(row) % 8}` : ""), cx: x, cy: y, r });
 
@@ -27,9 +29,11 @@ if (trade && costs.length) {
     const { made, width } = drawing(host, HEIGHT, `${y.name} by ${x.name}, ${known.length} recipes`);
     const xs = known.map(each => each.x.mean * x.scale), ys = known.map(each => each.y.mean * y.scale);
     const log = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 3, turn = log ? Math.log : value => value;
-    const gridX = (log ? logTicks : ticks)(Math.min(...xs), Math.max(...xs)), gridY = ticks(Math.min(...ys), Math.max(...ys), 6);
+    const gridX = (log ? logTicks : ticks)(Math.min(...xs), Math.max(...xs)), gridY = ticks(...most(ys), 6);
     const across = scale(turn(gridX.values[0]), turn(gridX.values.at(-1)), LEFT, width - RIGHT);
     const up = scale(gridY.values[0], gridY.values.at(-1), HEIGHT - BOTTOM, TOP);
+    const exact = each => fixed(up(each.y.mean * y.scale)), level = each => Math.max(TOP, Math.min(HEIGHT - BOTTOM, exact(each)));
+    const beyond = each => Math.sign(exact(each) - level(each));
     let free = -Infinity;
     for (const value of gridX.values) {
       const at = fixed(across(turn(value))), words = String(+value.toFixed(4));
@@ -50,14 +54,14 @@ if (trade && costs.length) {
       let best = null, path = "";
       for (const each of known.filter(one => one.row.setting === setting)) {
         if (best !== null && !better(y, each.y.mean, best)) continue;
-        const [h, v] = [fixed(across(turn(each.x.mean * x.scale))), fixed(up(each.y.mean * y.scale))];
+        const [h, v] = [fixed(across(turn(each.x.mean * x.scale))), level(each)];
         path += path ? `H${h}V${v}` : `M${h},${v}`;
         best = each.y.mean;
         front.push(each);
       }
       made.append(node("path", { class: "front", d: path + `H${width - RIGHT}` }));
     }
-    const places = known.map(each => [fixed(across(turn(each.x.mean * x.scale))), fixed(up(each.y.mean * y.scale))]);
+    const places = known.map(each => [fixed(across(turn(each.x.mean * x.scale))), level(each)]);
     const marks = known.map((each, i) => {
       const [h, v] = places[i], margin = each.y.margin;
       if (margin !== null) {
@@ -66,13 +70,13 @@ if (trade && costs.length) {
       }
       const words = `${label(each.row)}\n${y.name}: ${interval(each.y, y)}${unit(y)}\n${x.name}: ${interval(each.x, x)}${unit(x)}`;
       const mark = node("g", { class: "point" + (front.includes(each) ? " on-front" : ""), "aria-label": words.replaceAll("\n", ", "),
-        "aria-pressed": String(slots.has(each.row)) }, node("circle", { cx: h, cy: v, r: 9, fill: "transparent" }), markOf(each.row, h, v, front.includes(each) ? 5 : 4));
+        "aria-pressed": String(slots.has(each.row)) }, node("circle", { cx: h, cy: v, r: 9, fill: "transparent" }), markOf(each.row, h, v, front.includes(each) ? 5 : 4, beyond(each)));
       return tipped(mark, () => words);
     });
-    // The reference and the front are named as far as there is room, of few points all.
+    // The reference, the front and what lies beyond are named as far as there is room, of few points all.
     const taken = places.map(([h, v]) => [h - 5, v - 5, h + 5, v + 5]);
     const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
-    for (const each of new Set([...known.filter(one => one.row.reference), ...front.toReversed(), ...(known.length > 12 ? [] : known)])) {
+    for (const each of new Set([...known.filter(one => one.row.reference), ...front.toReversed(), ...known.filter(beyond), ...(known.length > 12 ? [] : known)])) {
       const [h, v] = places[known.indexOf(each)], words = shorten(label(each.row), width < 500 ? 20 : 34), long = words.length * SANS;
       const spots = [["end", -8, -9], ["start", 8, -9], ["start", 8, 15], ["end", -8, 15], ["start", 24, -26], ["start", 24, 34], ["end", -24, -26], ["start", 40, -52], ["start", 40, 60]];
       for (const [anchor, along, down] of spots) {

@@ -31,6 +31,12 @@ function logTicks(low, high) {
   const first = all.findLastIndex(value => value <= low * 1.001), last = all.findIndex(value => value >= high * 0.999);
   return { digits: low < 0.1 ? 2 : 1, values: all.slice(Math.max(0, first), last + 1) };
 }
+// The range of most values: few that lie far from all others would flatten these.
+function most(values) {
+  const sorted = values.toSorted((a, b) => a - b), at = share => sorted[Math.round(share * (sorted.length - 1))];
+  const reach = 4 * (at(0.75) - at(0.25)), near = sorted.filter(value => !reach || (value >= at(0.25) - reach && value <= at(0.75) + reach));
+  return [near[0], near.at(-1)];
+}
 const scale = (from, to, start, end) => value => start + (end - start) * (value - from) / (to - from || 1);
 
 // One tip for the whole page; `at` is an event with a place, or an element.
