@@ -25,6 +25,7 @@ HOST = "cutmix"
 AXES = ("pairing", "ratio", "blend", "place", "label", "loss", "recipe")
 """What a method may decide; one that only chooses among others decides the recipe."""
 _PICTURED = {
+    "adamixup": "intrusion_weight=10.0",
     "amr": "update_g_every=1, rec_weight=1000.0, scales=2",
     "attentive_cutmix": "teacher_epochs=100",
     "automix_barycenter": "distance=kl, rec_weight=10.0",
