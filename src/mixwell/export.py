@@ -17,10 +17,10 @@ from mixwell.core.axes import Piece
 from mixwell.core.errors import ParameterError, RunError
 from mixwell.data import Loader
 from mixwell.files import write_whole
-from mixwell.nets import create_net
 from mixwell.nets.pretrained import plain_weights
 from mixwell.probe.capture import logits_of
-from mixwell.train import Run, Trained, evaluate, trained
+from mixwell.train import Run, TrainConfig, Trained, evaluate, trained
+from mixwell.train.named import net_of
 
 __all__ = ["SUFFIXES", "Exported", "export"]
 
@@ -69,7 +69,7 @@ def export(run: Run, path: str | Path, *, ema: bool = False, overwrite: bool = F
     if path.suffix not in SUFFIXES:
         raise ParameterError(f"The file must end in {', '.join(SUFFIXES)}, got {path.name!r}. Rename it.")
     net = trained(run, ema=ema)
-    fresh = _fresh(run, net)
+    fresh = net_of(TrainConfig(**run.facts["config"]), net.data)
     weights = plain_weights(net.predictor.state_dict(), fresh)
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     weights = {name: value.detach().clone().contiguous() for name, value in weights.items()}
@@ -95,13 +95,6 @@ def export(run: Run, path: str | Path, *, ema: bool = False, overwrite: bool = F
         except OSError as error:
             raise RunError(f"{file} cannot be written: {error.strerror or error}. Choose another place.") from error
     return Exported(path, None if len(files) == 1 else [*files][1], facts)
-
-
-def _fresh(run: Run, net: Trained) -> nn.Module:
-    """A new network of the run's kind."""
-    channels, height, width = net.data.shape
-    config, size = run.facts["config"], max(height, width)
-    return create_net(config["model"], net.data.num_classes, channels=channels, size=size, **config["model_options"])
 
 
 def _facts(run: Run, net: Trained, plain: nn.Module, *, ema: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mixwell.bench.cells import Cell, state_of
 from mixwell.core.errors import MixwellError
 from mixwell.data import DataSet
 from mixwell.train import TrainConfig, check
-from mixwell.train.split import data_of
+from mixwell.train.named import data_of
 
 __all__ = ["misfits"]
 

@@ -30,10 +30,10 @@ from mixwell.core.turns import Trainee
 from mixwell.data import Loader
 from mixwell.evaluate.rehearse import bound_recipe
 from mixwell.evaluate.subject import Progress, silent
-from mixwell.nets import create_net
 from mixwell.train import TrainConfig
+from mixwell.train.named import data_of, net_of
 from mixwell.train.optim import steppers
-from mixwell.train.split import data_of, split
+from mixwell.train.split import split
 
 __all__ = ["Steps", "alternating_times", "peak_memory", "tell_peak", "training_cost"]
 
@@ -55,15 +55,7 @@ class Steps:
         whole = data_of(config)
         data, held_out = split(whole, create(config.recipe, whole.num_classes), config.held_out, config.seed)
         torch.manual_seed(key_of(config.seed, "initial weights") >> 1)
-        channels, height, width = data.shape
-        net: Any = create_net(
-            config.model,
-            data.num_classes,
-            channels=channels,
-            size=max(height, width),
-            pretrained=False,
-            **config.model_options,
-        ).to(self.device)
+        net: Any = net_of(config, data).to(self.device)
         self.model: nn.Module = net.to(memory_format=torch.channels_last) if config.channels_last else net
         self.recipe = bound_recipe(config, data, held_out, self.model, recipe=recipe, device=self.device)
         loader = Loader(data.train, config.batch_size, pixels=data.pixels, seed=config.seed)

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mixwell.core.batch import Batch
-from mixwell.core.recipe import Recipe, create
+from mixwell.core.recipe import Recipe
 from mixwell.core.splits import Splits
 from mixwell.data import DataSet, Loader
 from mixwell.train import TrainConfig
+from mixwell.train.named import recipe_of
 from mixwell.train.prepare import prepare
 
 __all__ = ["bound_recipe", "splits_of"]
@@ -38,15 +39,7 @@ def bound_recipe(
         recipe: another recipe in the run's place.
         device: where to compute.
     """
-    made = create(
-        recipe or config.recipe,
-        data.num_classes,
-        seed=config.seed,
-        criterion=config.criterion,
-        label_smoothing=config.label_smoothing,
-        class_weights=config.class_weights,
-        pixels=data.pixels,
-    )
+    made = recipe_of(config, data, recipe=recipe)
     prepare(made, data, device=device)
     splits = splits_of(config, data, held_out, device)
     made.use_data(train=splits.train_batches, held_out=splits.held_out_batches)

@@ -39,7 +39,7 @@ from mixwell.search.record import Record
 from mixwell.search.sampler import propose
 from mixwell.search.trials import Trial, judged_on, ranked, trial_of
 from mixwell.train import train
-from mixwell.train.split import data_of
+from mixwell.train.named import data_of
 
 __all__ = ["Found", "search"]
 

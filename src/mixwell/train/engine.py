@@ -27,11 +27,10 @@ from mixwell.core.batch import Batch
 from mixwell.core.check import check_images, check_labels
 from mixwell.core.clock import Clock
 from mixwell.core.errors import MixwellError, ModelError, ParameterError, RunError, closest
-from mixwell.core.recipe import Recipe, create
+from mixwell.core.recipe import Recipe
 from mixwell.core.rng import key_of
 from mixwell.core.turns import Trainee
 from mixwell.data import DataSet, Loader, with_label_noise
-from mixwell.nets import create_net
 from mixwell.probe.capture import logits_of
 from mixwell.probe.trace import untouched
 from mixwell.train.config import TrainConfig, differing
@@ -40,11 +39,12 @@ from mixwell.train.folder import RunFolder
 from mixwell.train.init import load_init
 from mixwell.train.machine import changes, here
 from mixwell.train.meters import Meters
+from mixwell.train.named import data_of, net_of, recipe_of
 from mixwell.train.optim import check_names, steppers
 from mixwell.train.prepare import prepare
 from mixwell.train.report import Reporter
 from mixwell.train.samples import COUNT, renders, samples
-from mixwell.train.split import data_of, split
+from mixwell.train.split import split
 
 __all__ = ["TIME_FIELDS", "Result", "check", "train"]
 
@@ -218,7 +218,7 @@ class _Engine:
         self.config, self.identity, self.folder, self.accelerator = config, identity, folder, accelerator
         data = dataset or data_of(config)
         self.data = with_label_noise(data, config.label_noise, config.seed)
-        self.recipe, self.plain = self._create(config.recipe), self._create("none")
+        self.recipe, self.plain = recipe_of(config, self.data), recipe_of(config, self.data, recipe="none")
         self.data, self.kept = split(self.data, self.recipe, config.held_out, config.seed)
         self.loader, self.test_loader = self._loader(self.data.train), self._loader(self.data.test, shuffle=False)
         self.rows: int = math.ceil(len(self.data.train) / accelerator.num_processes)  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ class _Engine:
         self.switch = self.total if config.mix_until is None else round(config.mix_until * len(self.loader))
 
         torch.manual_seed(key_of(config.seed, "initial weights") >> 1)
-        self.model = self._network() if model is None else model
+        self.model = net_of(config, self.data, pretrained=config.init == "pretrained") if model is None else model
         self.model.to(accelerator.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -286,29 +286,6 @@ class _Engine:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=config.workers,
-        )
-
-    def _create(self, recipe: str) -> Recipe:
-        config = self.config
-        return create(
-            recipe,
-            self.data.num_classes,
-            seed=config.seed,
-            criterion=config.criterion,
-            label_smoothing=config.label_smoothing,
-            class_weights=config.class_weights,
-            pixels=self.data.pixels,
-        )
-
-    def _network(self) -> nn.Module:
-        channels, height, width = self.data.shape
-        return create_net(
-            self.config.model,
-            self.data.num_classes,
-            channels=channels,
-            size=max(height, width),
-            pretrained=self.config.init == "pretrained",
-            **self.config.model_options,
         )
 
     def _check(self, batch: Batch) -> None:

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from mixwell.core.errors import RunError
 from mixwell.core.recipe import Recipe, create
 from mixwell.data import DataSet, Loader, with_label_noise
-from mixwell.nets import create_net
 from mixwell.train.config import TrainConfig
 from mixwell.train.folder import RunFolder
-from mixwell.train.split import data_of, split
+from mixwell.train.named import data_of, net_of
+from mixwell.train.split import split
 
 __all__ = ["Run", "Trained", "trained"]
 
@@ -101,12 +101,10 @@ def trained(run: Run, *, ema: bool = False) -> Trained:
     file = "ema.safetensors" if ema else "weights.safetensors"
     if ema and file not in run.facts["files"]:
         raise RunError(f"The run in {run.folder} keeps no averaged weights. Train with ema=0.999, or so, to have some.")
-    data = data_of(TrainConfig(**config))
+    named = TrainConfig(**config)
+    data = data_of(named)
     data = with_label_noise(data, config.get("label_noise", 0.0), run.seed)
-    channels, height, width = data.shape
-    model = create_net(
-        config["model"], data.num_classes, channels=channels, size=max(height, width), **config["model_options"]
-    )
+    model = net_of(named, data)
     recipe = create(run.recipe, data.num_classes, seed=run.seed, criterion=config["criterion"], pixels=data.pixels)
     data, kept = split(data, recipe, config.get("held_out"), run.seed)
     example = next(Loader(data.test, 2, pixels=data.pixels, shuffle=False).epoch(0)).images

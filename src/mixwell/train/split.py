@@ -1,4 +1,4 @@
-"""The data of a training, and which of its images are kept from training."""
+"""Which images of the data are kept from training."""
 
 from __future__ import annotations
 
@@ -9,28 +9,12 @@ from torch.utils.data import Dataset
 
 from mixwell.core.errors import ParameterError
 from mixwell.core.recipe import Recipe
-from mixwell.data import DataSet, held_out, load
-from mixwell.train.config import TrainConfig
+from mixwell.data import DataSet, held_out
 
-__all__ = ["data_of", "split"]
+__all__ = ["split"]
 
 _HELD_OUT = 0.1
 """Share of the training images that is kept for recipes that look at held-out images."""
-
-
-def data_of(config: TrainConfig) -> DataSet:
-    """The data that a config names, with true labels.
-
-    Raises:
-        MixwellError: it is missing or damaged, or an option does not fit it.
-    """
-    return load(
-        config.data,
-        root=config.root,
-        augment=config.augment,
-        augment_options=config.augment_options,
-        **dict[str, Any](config.data_options),
-    )
 
 
 def split(data: DataSet, recipe: Recipe, share: float | None, seed: int) -> tuple[DataSet, Dataset[Any] | None]:
