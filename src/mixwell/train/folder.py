@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mixwell.core.errors import RunError
+from mixwell.files import write_whole
 
 __all__ = ["RunFolder"]
 
@@ -231,18 +231,10 @@ class RunFolder:
             raise RunError(f"{path} cannot be read: {error}. {_ANEW}") from error
 
     def _write(self, path: Path, data: bytes) -> None:
-        beside = path.with_name(f"{path.name}.tmp")
         try:
-            with beside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            _flush_folder(path.parent)
+            write_whole(path, data, parents=False)
         except OSError as error:
             raise _unwritable(path, error) from error
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
@@ -250,16 +242,6 @@ def _unwritable(path: Path, error: OSError) -> RunError:
         f"{path} cannot be written: {error.strerror or error}. What was saved before is whole: free space or fix the "
         "permissions, and the same command resumes from there."
     )
-
-
-def _flush_folder(folder: Path) -> None:
-    """See that a renamed file's new name is on the disk, where folders can be flushed."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _text(content: Mapping[str, Any]) -> bytes:
