@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,7 @@ class _Facet:
 
     def of(self, row: Row) -> str:
         """The value of the first part, which says those of the others."""
-        value = row.setting[self.names[0]]
-        return in_words(self.names[0], value) if value is None else str(value)
+        return _value(row, self.names[0])
 
 
 def _facets(rows: Sequence[Row]) -> list[_Facet]:
@@ -132,12 +131,18 @@ def _facets(rows: Sequence[Row]) -> list[_Facet]:
     for name in rows[0].setting:
         values = [str(row.setting[name]) for row in rows]
         together.setdefault(tuple(map(values.index, values)), []).append(name)
-    found = []
-    for names in together.values():
-        facet = _Facet(tuple(names), {})
-        others = {facet.of(row): ", ".join(in_words(name, row.setting[name]) for name in names[1:]) for row in rows}
-        found.append(replace(facet, words=others))
-    return found
+    return [
+        _Facet(
+            tuple(names),
+            {_value(row, names[0]): ", ".join(in_words(name, row.setting[name]) for name in names[1:]) for row in rows},
+        )
+        for names in together.values()
+    ]
+
+
+def _value(row: Row, name: str) -> str:
+    value = row.setting[name]
+    return in_words(name, value) if value is None else str(value)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ function options(select, list, value) {
 }
 const measures = data.metrics.filter(metric => metric.better), list = () => rows.filter(row => shown.has(row));
 const asOptions = metrics => metrics.map(metric => [metric.key, metric.name]);
-const markOf = (row, x, y, r, beyond = 0) => beyond
-  ? node("path", { class: `mark${row.reference ? " d0" : slots.has(row) ? ` d${slots.get(row) % 8}` : ""}`, d: `M${x},${fixed(y + beyond * r)}l${-r},${-beyond * 2 * r}h${2 * r}z` })
-  : row.reference
-  ? node("path", { class: `mark d0`, d: `M${x},${fixed(y - r - 1.5)}l${r + 1.5},${r + 1.5}l${-r - 1.5},${r + 1.5}l${-r - 1.5},${-r - 1.5}z` })
-  : node("circle", { class: "mark" + (slots.has(row) ? ` d${slots.get(row) % 8}` : ""), cx: x, cy: y, r });
+function markOf(row, x, y, r, beyond = 0) {
+  const name = "mark" + (row.reference ? " d0" : slots.has(row) ? ` d${slots.get(row) % 8}` : ""), wide = r + 1.5;
+  if (beyond) return node("path", { class: name, d: `M${x},${fixed(y + beyond * r)}l${-r},${-beyond * 2 * r}h${2 * r}z` });
+  if (row.reference) return node("path", { class: name, d: `M${x},${fixed(y - wide)}l${wide},${wide}l${-wide},${wide}l${-wide},${-wide}z` });
+  return node("circle", { class: name, cx: x, cy: y, r });
+}
 
 // Accuracy and cost
 const costs = measures.filter(metric => ["Cost", "Training time"].includes(metric.group));
